@@ -1,0 +1,60 @@
+# `make` lists what there is to do. Everything happens in .venv, which `make setup` fills from deploy/*.lock.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN := .venv/bin
+INSTALLED := .venv/installed
+SOTU := examples/data/sotu
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: setup
+setup: $(INSTALLED) ## Make .venv with everything that is pinned
+	@:
+
+$(INSTALLED): deploy/install $(wildcard deploy/*.lock) pyproject.toml
+	@echo "Installing the pinned packages into .venv (once, a minute or two) ..."
+	@PYTHON="$(PYTHON)" deploy/install $(CURDIR)/.venv --dev
+	@$(RUN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: train
+train: setup $(SOTU)/corpus.json ## Train the quickstart model on real text and evaluate it
+	$(RUN)/pkm train examples/quickstart.yaml --run runs/quickstart --overwrite
+
+$(SOTU)/corpus.json: examples/data/sotu.parquet | $(INSTALLED)
+	$(RUN)/pkm data prepare $< --vocab-size 4096 --out $(SOTU)
+
+.PHONY: test
+test: setup ## Run the tests that take seconds
+	$(RUN)/pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: setup ## Run the tests that take minutes
+	$(RUN)/pytest -m slow
+
+.PHONY: test-all
+test-all: setup ## Run every test
+	$(RUN)/pytest
+
+.PHONY: lint
+lint: setup ## Check style and formatting
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+.PHONY: types
+types: setup ## Check types
+	$(RUN)/mypy
+	$(RUN)/pyright
+
+.PHONY: protos
+protos: setup ## Generate the modules of protos/*.proto
+	$(RUN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. protos/*.proto
+
+.PHONY: lock
+lock: ## Derive deploy/*.lock from pyproject.toml (UPGRADE=--upgrade moves every pin)
+	$(PYTHON) deploy/lock $(UPGRADE)

@@ -1,0 +1,153 @@
+"""Shards as Ray actors: one named actor per shard, in one placement group, started again by Ray when it dies.
+
+Ray places, names and restarts the processes; row payloads never pass through it. Each actor serves its shard over gRPC
+on a port of its own, and tells that binding to whoever looks it up by name. An actor that Ray has started again has
+the first values at version 0, not what it had learned: its trainers notice (their versions and epoch are gone) and
+restore the last cut.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from memory_store.carriers.grpc_server import ShardServer
+from memory_store.client import TIMEOUT_S, StoreClient
+from memory_store.errors import StoreError
+from memory_store.lookups import LookupKind
+from memory_store.opening import connect
+from memory_store.placement import Placement
+from memory_store.shard import ShardCore
+from memory_store.shard_host import ShardHost
+from memory_store.table import part_bytes
+from memory_store.table_spec import TableSpec
+
+NAMESPACE = "pkm"
+PROCESS_BYTES = 400 << 20  # interpreter, Ray, Arrow and the kernels, besides the table
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class ShardBinding:
+    """Where a shard answers now."""
+
+    address: str
+    incarnation: str
+
+
+class ShardActor:
+    """The process of one shard. Its table is ready, and its port open, when the constructor returns."""
+
+    def __init__(self, specs: Sequence[TableSpec], shards: int, shard: int, token: str) -> None:
+        self._incarnation = secrets.token_hex(8)
+        core = ShardCore(specs, Placement.even(shards), shard, incarnation=self._incarnation)
+        host_address = ray.util.get_node_ip_address()
+        self._server = ShardServer(ShardHost(core), f"{host_address}:0", token)
+        self._address = f"{host_address}:{self._server.port}"
+
+    def binding(self) -> ShardBinding:
+        """Where this shard answers."""
+        return ShardBinding(self._address, self._incarnation)
+
+    def process_id(self) -> int:
+        """The process, for those who watch it or test its death."""
+        return os.getpid()
+
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """The running shards of a job: what a trainer needs to reach them, by name."""
+
+    job: str
+    shards: int
+    token: str
+
+    def actor_name(self, shard: int) -> str:
+        return f"{self.job}-shard-{shard}"
+
+    def bindings(self) -> list[ShardBinding]:
+        """Where the shards answer now, in shard order; waits for one that is being started again.
+
+        Raises StoreError if one does not come up in time.
+        """
+        actors = [ray.get_actor(self.actor_name(shard), namespace=NAMESPACE) for shard in range(self.shards)]
+        try:
+            return list(
+                ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)
+            )
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            raise StoreError(
+                f"A shard of job {self.job!r} did not start within {START_TIMEOUT_S:g} s ({type(error).__name__})."
+            ) from None
+
+    def connect(self, *, lookup: LookupKind = "auto", timeout_s: float = TIMEOUT_S) -> StoreClient:
+        """A client of these shards, which has not joined a group yet."""
+        addresses = [binding.address for binding in self.bindings()]
+        return connect(addresses, token=self.token, lookup=lookup, timeout_s=timeout_s)
+
+
+@dataclass(frozen=True)
+class RunningShards:
+    """The shards as their owner sees them: they live until `stop`, or until the owner's process ends."""
+
+    group: ShardGroup
+    actors: list[Any]
+    placement: PlacementGroup
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        remove_placement_group(self.placement)
+
+
+def start_shards(job: str, specs: Sequence[TableSpec], shards: int, *, cpus_per_shard: float = 1.0) -> RunningShards:
+    """Start the shards of a job, spread over hosts, each with the memory that its part of the tables needs.
+
+    Raises StoreError if the cluster has no room for them, with the numbers.
+    """
+    placement_of_rows = Placement.even(shards)
+    sizes = [
+        PROCESS_BYTES + sum(part_bytes(spec, placement_of_rows, shard) for spec in specs)
+        for shard in range(shards)
+    ]
+    bundles = placement_group(
+        [{"CPU": cpus_per_shard, "memory": float(size)} for size in sizes], strategy="SPREAD", name=f"{job}-shards"
+    )
+    if not bundles.wait(START_TIMEOUT_S):
+        free = ray.available_resources()
+        remove_placement_group(bundles)
+        raise StoreError(
+            f"The cluster has no room for {shards} shards of {max(sizes) / 2**30:.2f} GiB and {cpus_per_shard:g} CPU each: "
+            f"free are {free.get('memory', 0) / 2**30:.2f} GiB and {free.get('CPU', 0):g} CPU. Use fewer sub-keys, or more hosts."
+        )
+    group = ShardGroup(job, shards, secrets.token_hex(32))
+    actor_class = ray.remote(ShardActor)
+    actors = [
+        actor_class.options(
+            name=group.actor_name(shard),
+            namespace=NAMESPACE,
+            num_cpus=cpus_per_shard,
+            memory=sizes[shard],
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=4,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=shard),
+            runtime_env={"env_vars": kernel_environment(shards)},
+        ).remote(tuple(specs), shards, shard, group.token)
+        for shard in range(shards)
+    ]
+    ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)
+    return RunningShards(group, actors, bundles)
+
+
+def kernel_environment(shards: int) -> dict[str, str]:
+    """Environment of a shard's process: the shards of one host share its cores, and idle kernel threads sleep."""
+    threads = str(max(1, (os.cpu_count() or 1) // shards))
+    return {"NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}

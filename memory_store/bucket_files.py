@@ -1,0 +1,129 @@
+"""Table buckets as Arrow IPC files: one file per shard and table, one record batch per bucket.
+
+Columns of a batch, one line per row of the bucket in order of position: `values` (fixed-size list of D;
+bfloat16 as its uint16 bit patterns), `first_state` and `second_state` (fixed-size lists, left out where the
+optimizer has none) and `last_step`. A batch depends on its bucket only, so a cut can be read onto any number
+of shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from memory_store.cuts import CutFile, Manifest, check_file, describe_file
+from memory_store.durable_files import sync_file
+from memory_store.errors import CutError
+from memory_store.placement import bucket_rows
+from memory_store.table import TablePart
+from memory_store.table_spec import OptimizerSpec, TableSpec
+
+
+def spec_as_json(spec: TableSpec) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(spec))))
+
+
+def spec_from_json(value: dict[str, Any]) -> TableSpec:
+    optimizer = dict(value["optimizer"])
+    optimizer["betas"] = tuple(optimizer["betas"])
+    return TableSpec(**{**value, "optimizer": OptimizerSpec(**optimizer)})
+
+
+def _columns(part: TablePart) -> list[tuple[str, NDArray[Any]]]:
+    arrays = [("values", part.values), ("first_state", part.first_state), ("second_state", part.second_state)]
+    return [(name, array) for name, array in arrays if array.shape[1]] + [("last_step", part.last_step)]
+
+
+def _schema(part: TablePart) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field(
+                name,
+                pa.from_numpy_dtype(array.dtype)
+                if array.ndim == 1
+                else pa.list_(pa.from_numpy_dtype(array.dtype), array.shape[1]),
+                nullable=False,
+            )
+            for name, array in _columns(part)
+        ]
+    )
+
+
+def write_buckets(folder: Path, part: TablePart, shard: int) -> CutFile:
+    """Write all buckets of a shard's part of a table into `folder`, on the disk when this returns."""
+    path = folder / f"{part.spec.name}-shard-{shard:04d}.arrow"
+    schema = _schema(part)
+    buckets = [bucket for bucket in part.buckets if bucket_rows(part.spec.rows, bucket)]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for bucket in buckets:
+            where = part.bucket_slice(bucket)
+            columns = [
+                pa.array(array[where])
+                if array.ndim == 1
+                else pa.FixedSizeListArray.from_arrays(pa.array(array[where].reshape(-1)), array.shape[1])
+                for _, array in _columns(part)
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    sync_file(path)
+    return describe_file(path, table=part.spec.name, buckets=buckets)
+
+
+def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[CutFile]:
+    """The files of a cut that hold the buckets of a part, whatever number of shards wrote them, found right.
+
+    Raises CutError naming the file, or the bucket that is missing; the part is as it was.
+    """
+    specs = {spec.name: spec for spec in map(spec_from_json, manifest.tables)}
+    if specs.get(part.spec.name) != part.spec:
+        raise CutError(
+            f"{folder} holds table {part.spec.name!r} as {specs.get(part.spec.name)}; {part.spec} is wanted. "
+            "A cut can be read onto other shards, but not into another table."
+        )
+    missing = {bucket for bucket in part.buckets if bucket_rows(part.spec.rows, bucket)}
+    needed = []
+    for entry in manifest.files:
+        if entry.table == part.spec.name and missing.intersection(entry.buckets):
+            check_file(folder, entry)
+            needed.append(entry)
+            missing.difference_update(entry.buckets)
+    if missing:
+        raise CutError(f"{folder} lacks bucket {min(missing)} of table {part.spec.name!r}.")
+    return needed
+
+
+def read_buckets(folder: Path, files: Iterable[CutFile], part: TablePart) -> None:
+    """Fill a part with its buckets out of the files that `check_buckets` found."""
+    for entry in files:
+        path = folder / entry.name
+        for bucket, batch in _batches(path, entry.buckets):
+            if bucket in part.buckets:
+                _fill(part, bucket, batch, path)
+
+
+def _batches(path: Path, buckets: Sequence[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            if reader.num_record_batches != len(buckets):
+                raise CutError(
+                    f"{path} has {reader.num_record_batches} buckets; the manifest says {len(buckets)}."
+                )
+            for index, bucket in enumerate(buckets):
+                yield bucket, reader.get_batch(index)
+    except pa.ArrowInvalid as error:
+        raise CutError(f"{path} is not a table file: {error}.") from None
+
+
+def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> None:
+    where = part.bucket_slice(bucket)
+    if batch.schema != _schema(part) or batch.num_rows != where.stop - where.start:
+        raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
+    for name, array in _columns(part):
+        column = batch.column(name)
+        flat = column if array.ndim == 1 else column.flatten()
+        array[where] = flat.to_numpy(zero_copy_only=True).reshape(array[where].shape)

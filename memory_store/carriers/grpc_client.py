@@ -1,0 +1,58 @@
+"""The carrier for a shard in another process or on another host: gRPC, in bounded chunks."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import grpc
+
+from memory_store import messages as m
+from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
+from memory_store.errors import StoreError
+from memory_store.wire import frames, raised, read_frames
+
+CALLS_AT_ONCE = 8
+_ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited for
+
+
+class GrpcCarrier:
+    """One shard at `address` (host:port), reached with the job's `token`."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
+        self._metadata = ((TOKEN_KEY, token),)
+        self._calls = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix=f"shard-{address}")
+
+    def submit(self, request: m.Request, timeout_s: float) -> Future[m.Reply]:
+        return self._calls.submit(self._call, request, timeout_s)
+
+    def _call(self, request: m.Request, timeout_s: float) -> m.Reply:
+        try:
+            call = self._method(
+                frames(request, int(timeout_s * 1000)),
+                timeout=timeout_s + _ANSWER_MARGIN_S,
+                metadata=self._metadata,
+            )
+            reply, _ = read_frames(call)
+        except grpc.RpcError as error:
+            raise self._explained(error, request) from None
+        if isinstance(reply, m.Failure):
+            raise raised(reply)
+        if not isinstance(reply, m.Reply):
+            raise StoreError(f"Shard {self.address} sent a {type(reply).__name__}, which is no reply.")
+        return reply
+
+    def _explained(self, error: grpc.RpcError, request: m.Request) -> StoreError:
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+        if code == grpc.StatusCode.UNAUTHENTICATED:
+            return StoreError(f"Shard {self.address} belongs to another job: it does not take this token.")
+        return StoreError(
+            f"Shard {self.address} did not answer {type(request).__name__} ({code.name}); "
+            "if it died, it is started again and the job goes on from its last cut."
+        )
+
+    def close(self) -> None:
+        self._calls.shutdown(wait=False)
+        self._channel.close()

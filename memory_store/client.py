@@ -1,0 +1,333 @@
+"""A writer's view of the store: all shards of all tables, as if they were one table in this process.
+
+The client splits a lookup by shard, sends the parts at once, and puts the replies together in shard order. It
+numbers its updates per shard, and names in every request the version it means, so that it never computes on
+rows that are older or newer than it thinks. Row gradients are on their way while the backward pass goes on;
+`step` collects them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store import messages as m
+from memory_store.carriers.base import Carrier
+from memory_store.errors import StoreError
+from memory_store.grouping import group_by_address
+from memory_store.kernels import FloatArray
+from memory_store.lookups import (
+    Entries,
+    FetchedRows,
+    Lookup,
+    LookupKind,
+    ShardEntries,
+    access_sums,
+    cheaper,
+    shard_slices,
+    split_entries,
+)
+from memory_store.placement import Placement, addresses_of
+from memory_store.table_spec import TableSpec
+
+TIMEOUT_S = 120.0
+ReplyType = TypeVar("ReplyType", bound=m.Reply)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step. `gradient_norms` by table, before clipping; empty when nothing was clipped."""
+
+    version: int
+    gradient_norms: Mapping[str, float]
+
+
+class TableHandle:
+    """One table as a layer sees it."""
+
+    def __init__(self, client: StoreClient, spec: TableSpec) -> None:
+        self._client = client
+        self.spec = spec
+        self.name, self.rows, self.dim = spec.name, spec.rows, spec.dim
+
+    def lookup(
+        self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
+    ) -> Lookup:
+        """Weighted sum of rows for every token: rows int64 `[T, M]`, weights `[T, M]` -> Lookup with output
+        `[T, D]`.
+
+        `keep` makes `Lookup.backward` possible; `track` counts the accesses (for evaluation). Raises
+        UsageError for a row outside the table, StoreError if a shard refuses or does not answer in time.
+        """
+        return self._client.lookup(self.spec, rows, weights, keep=keep, track=track)
+
+
+class StoreClient:
+    """The store, for one writer (or for a reader that has not joined a group).
+
+    See `connect` and `in_process_store`.
+    """
+
+    def __init__(
+        self,
+        carriers: Sequence[Carrier],
+        specs: Sequence[TableSpec],
+        placement: Placement,
+        *,
+        lookup: LookupKind = "auto",
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self.version = 0
+        self.writers = 1
+        self.sender = m.Sender("", 0, 0)
+        self._carriers = list(carriers)
+        self._bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
+        self._lookup_kind = lookup
+        self._timeout_s = timeout_s
+        self._lookups = 0
+        self._seq = [0] * len(carriers)
+        self._contributions = [0] * len(carriers)
+        self._unconfirmed: list[Future[m.Reply]] = []
+
+    def table(self, name: str) -> TableHandle:
+        """The table called `name`. Raises StoreError if there is none."""
+        if name not in self.specs:
+            raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
+        return TableHandle(self, self.specs[name])
+
+    # ---- joining -------------------------------------------------------------------------------------------
+
+    def take_over(self, writers: int = 1) -> m.Sender:
+        """Open a new group of `writers` writers, of which this client is number 0; older groups are fenced
+        off.
+        """
+        infos = self.describe()
+        session, epoch = uuid.uuid4().hex, max(info.epoch for info in infos) + 1
+        self._all(m.OpenGroup(session, epoch, writers), m.Done)
+        self.join(m.Sender(session, epoch, 0), writers)
+        return self.sender
+
+    def join(self, sender: m.Sender, writers: int) -> None:
+        """Write as `sender`, a member of a group that was opened by `take_over`."""
+        self.sender, self.writers = sender, writers
+        self._seq = [0] * len(self._carriers)
+        self._contributions = [0] * len(self._carriers)
+        self._unconfirmed = []
+        self.version = self.describe()[0].version
+
+    def describe(self) -> list[m.ShardInfo]:
+        """What every shard says of itself, in shard order."""
+        return self._all(m.Describe(), m.ShardInfo)
+
+    def initialise(self) -> None:
+        """Put every table to its first values, at version 0."""
+        self._all(m.Initialise(self.sender), m.Done)
+        self.version = 0
+
+    # ---- lookups -------------------------------------------------------------------------------------------
+
+    def lookup(
+        self, spec: TableSpec, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool
+    ) -> Lookup:
+        """See `TableHandle.lookup`."""
+        self._raise_failed()
+        if rows.ndim != 2 or rows.shape != weights.shape:
+            raise StoreError(
+                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
+            )
+        entries = Entries(
+            tokens=rows.shape[0],
+            addresses=addresses_of(rows, spec.rows).reshape(-1),
+            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
+            bounds=self._bounds[spec.name],
+        )
+        kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
+        if kind == "pool":
+            return self._pool(spec, entries, keep=keep, track=track)
+        return self._fetch(spec, entries, track=track)
+
+    def _pool(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
+        self._lookups += 1
+        parts = split_entries(entries)
+        requests = [
+            m.Pool(
+                sender=self.sender,
+                table=spec.name,
+                version=self.version,
+                lookup=self._lookups,
+                keep=keep,
+                track=track,
+                offsets=part.offsets,
+                addresses=cast("NDArray[np.uint32]", part.take(entries.addresses)),
+                weights=part.take(entries.weights),
+            )
+            for part in parts
+        ]
+        replies = self._each(requests, m.Rows)
+        output = replies[0].values
+        for reply in replies[1:]:
+            output = output + reply.values
+        return _PooledLookup(self, self._lookups, parts, output)
+
+    def _fetch(self, spec: TableSpec, entries: Entries, *, track: bool) -> Lookup:
+        groups = group_by_address(entries.addresses)
+        accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
+        weight_sums = np.empty(accesses.size, dtype=spec.compute_dtype)
+        if track:
+            access_sums(groups.starts, groups.order, entries.weights, accesses, weight_sums)
+        slices = shard_slices(groups, entries.bounds)
+        replies = self._each(
+            [
+                m.Fetch(
+                    spec.name, self.version, track, groups.addresses[part], accesses[part], weight_sums[part]
+                )
+                for part in slices
+            ],
+            m.Rows,
+        )
+        values = (
+            replies[0].values if len(replies) == 1 else np.concatenate([reply.values for reply in replies])
+        )
+        return _FetchedLookup(self, spec, FetchedRows(entries, groups, values), slices)
+
+    # ---- updates -------------------------------------------------------------------------------------------
+
+    def contribute(
+        self, shard: int, make: type[m.RowGradient] | type[m.PoolGradient], **parts: Any
+    ) -> Future[m.Reply]:
+        """Send one contribution to the step under way to a shard, numbered; `step` waits for it."""
+        self._seq[shard] += 1
+        self._contributions[shard] += 1
+        request = make(sender=self.sender, seq=self._seq[shard], step=self.version, **parts)
+        future = self._carriers[shard].submit(request, self._timeout_s)
+        self._unconfirmed.append(future)
+        return future
+
+    def step(
+        self, learning_rates: Mapping[str, float], clip_norms: Mapping[str, float] | None = None
+    ) -> StepResult:
+        """Commit this writer's contributions; once every writer has, each shard applies its optimizer once.
+
+        Gradients are the mean over the writers. `clip_norms` bounds the norm of a table's whole gradient,
+        over all shards; without it this returns before the shards have finished, and the next lookup waits
+        for them. Raises NonFiniteGradientError, or StoreError, if a shard refused a contribution.
+        """
+        self._confirm()
+        hold = bool(clip_norms)
+        rates = np.array([learning_rates[name] for name in self.specs], dtype=np.float64)
+        futures = []
+        for shard, carrier in enumerate(self._carriers):
+            self._seq[shard] += 1
+            commit = m.Commit(
+                self.sender,
+                self._seq[shard],
+                self.version,
+                self._contributions[shard],
+                hold,
+                1 / self.writers,
+                rates,
+            )
+            self._contributions[shard] = 0
+            futures.append(carrier.submit(commit, self._timeout_s))
+        norms: dict[str, float] = {}
+        if clip_norms:
+            squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
+            norms = {name: float(np.sqrt(squares[index].sum())) for index, name in enumerate(self.specs)}
+            scales = [min(1.0, clip_norms.get(name, np.inf) / (norm + 1e-6)) for name, norm in norms.items()]
+            self._all(m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64)), m.Committed)
+        else:
+            self._unconfirmed = futures
+        self.version += 1
+        return StepResult(self.version, norms)
+
+    def synchronise(self) -> None:
+        """Wait until every shard has applied all that this writer has committed."""
+        self._confirm()
+
+    def _confirm(self) -> None:
+        unconfirmed, self._unconfirmed = self._unconfirmed, []
+        for future in unconfirmed:
+            future.result()
+
+    def _raise_failed(self) -> None:
+        """An update that has failed is said at the next occasion, not at the end of a deadline."""
+        for future in self._unconfirmed:
+            if future.done():
+                future.result()
+
+    # ---- calls ---------------------------------------------------------------------------------------------
+
+    def _each(self, requests: Sequence[m.Request], reply: type[ReplyType]) -> list[ReplyType]:
+        """Send request s to shard s, all at once; replies in shard order."""
+        futures = [
+            carrier.submit(request, self._timeout_s)
+            for carrier, request in zip(self._carriers, requests, strict=True)
+        ]
+        return [expect(future, reply) for future in futures]
+
+    def _all(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
+        return self._each([request] * len(self._carriers), reply)
+
+    def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
+        """Send one request to every shard; replies in shard order."""
+        return self._all(request, reply)
+
+    def close(self) -> None:
+        """Close the connections; the shards stay."""
+        for carrier in self._carriers:
+            carrier.close()
+
+
+class _PooledLookup:
+    def __init__(
+        self, client: StoreClient, number: int, parts: list[ShardEntries], output: FloatArray
+    ) -> None:
+        self.output = output
+        self._client, self._number, self._parts = client, number, parts
+
+    def backward(self, output_gradient: FloatArray) -> FloatArray:
+        gradient = np.ascontiguousarray(output_gradient)
+        futures = [
+            self._client.contribute(shard, m.PoolGradient, lookup=self._number, output_gradient=gradient)
+            for shard in range(len(self._parts))
+        ]
+        replies = [expect(future, m.WeightGradient).gradient for future in futures]
+        if self._parts[0].entry is None:
+            return replies[0].reshape(gradient.shape[0], -1)
+        whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
+        for part, reply in zip(self._parts, replies, strict=True):
+            whole[part.entry] = reply
+        return whole.reshape(gradient.shape[0], -1)
+
+
+class _FetchedLookup:
+    def __init__(self, client: StoreClient, spec: TableSpec, rows: FetchedRows, slices: list[slice]) -> None:
+        self.output = rows.pooled()
+        self._client, self._spec, self._rows, self._slices = client, spec, rows, slices
+
+    def backward(self, output_gradient: FloatArray) -> FloatArray:
+        gradient = np.ascontiguousarray(output_gradient)
+        row_gradients = self._rows.row_gradients(gradient)
+        for shard, part in enumerate(self._slices):
+            self._client.contribute(
+                shard,
+                m.RowGradient,
+                table=self._spec.name,
+                addresses=self._rows.groups.addresses[part],
+                gradients=row_gradients[part],
+            )
+        return self._rows.weight_gradient(gradient).reshape(gradient.shape[0], -1)
+
+
+def expect(future: Future[m.Reply], reply: type[ReplyType]) -> ReplyType:
+    value = future.result()
+    if not isinstance(value, reply):
+        raise StoreError(f"A shard answered {type(value).__name__} where {reply.__name__} was expected.")
+    return value

@@ -1,0 +1,98 @@
+"""Reading rows: gather, weighted pooling, and the gradient of the weights.
+
+Each kernel is one pass over the rows it touches, on all threads, without the GIL. Rows are named by address;
+`first` is the first address the given `values` hold. Entries of token `t` are `offsets[t] .. offsets[t+1] -
+1`. Sums over the entries of a token are made in entry order, four rows at a time, the same way everywhere, so
+that pooling at a shard and pooling fetched rows at the trainer give the same bits when one shard holds all
+rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from memory_store.compilation import compiled
+from memory_store.value_types import load
+
+FloatArray = NDArray[Any]  # float32; float64 for float64 tables
+
+
+@compiled(parallel=True)
+def gather_rows(values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray) -> None:
+    """out[u, :] = row addresses[u]. values `[R, D]`, addresses uint32 `[U]`, out `[U, D]`."""
+    dim = values.shape[1]
+    for index in prange(addresses.size):
+        row = np.int64(addresses[index]) - first
+        for column in range(dim):
+            out[index, column] = load(values, row, column)
+
+
+@compiled(parallel=True)
+def pool_rows(
+    values: NDArray[Any],
+    first: int,
+    offsets: NDArray[np.int32],
+    addresses: NDArray[np.uint32],
+    weights: FloatArray,
+    out: FloatArray,
+) -> None:
+    """out[t, :] = sum over the entries e of token t of weights[e] * row addresses[e]. out `[T, D]`."""
+    tokens, dim = out.shape
+    for token in prange(tokens):
+        for column in range(dim):
+            out[token, column] = 0
+        entry, end = np.int64(offsets[token]), np.int64(offsets[token + 1])
+        while entry + 4 <= end:
+            r0, r1 = np.int64(addresses[entry]) - first, np.int64(addresses[entry + 1]) - first
+            r2, r3 = np.int64(addresses[entry + 2]) - first, np.int64(addresses[entry + 3]) - first
+            w0, w1, w2, w3 = weights[entry], weights[entry + 1], weights[entry + 2], weights[entry + 3]
+            for column in range(dim):
+                out[token, column] += (
+                    w0 * load(values, r0, column)
+                    + w1 * load(values, r1, column)
+                    + w2 * load(values, r2, column)
+                    + w3 * load(values, r3, column)
+                )
+            entry += 4
+        while entry < end:
+            row, weight = np.int64(addresses[entry]) - first, weights[entry]
+            for column in range(dim):
+                out[token, column] += weight * load(values, row, column)
+            entry += 1
+
+
+@compiled(parallel=True, reorder_sums=True)
+def weight_gradients(
+    values: NDArray[Any],
+    first: int,
+    offsets: NDArray[np.int32],
+    addresses: NDArray[np.uint32],
+    output_gradient: FloatArray,
+    out: FloatArray,
+) -> None:
+    """out[e] = <row addresses[e], output_gradient[t]> for the entries e of token t.
+
+    output_gradient `[T, D]`, out `[N]`.
+    """
+    tokens, dim = output_gradient.shape
+    for token in prange(tokens):
+        for entry in range(offsets[token], offsets[token + 1]):
+            row = np.int64(addresses[entry]) - first
+            total = output_gradient.dtype.type(0)
+            for column in range(dim):
+                total += load(values, row, column) * output_gradient[token, column]
+            out[entry] = total
+
+
+@compiled()
+def all_finite(numbers: FloatArray) -> bool:
+    """Whether no element of `numbers` (flat) is NaN or infinite."""
+    # x - x is 0 for a finite x and NaN otherwise, and the sum keeps a NaN: no branch in the loop.
+    total = numbers.dtype.type(0)
+    for index in range(numbers.size):
+        total += numbers[index] - numbers[index]
+    return bool(total == 0)

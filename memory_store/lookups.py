@@ -1,0 +1,194 @@
+"""The two lookups, and what each needs for its backward pass.
+
+*Pool*: addresses and weights travel to the shards, every shard returns one partial sum per token. Backward,
+the output gradient travels; the shard returns the gradient of the weights and keeps the gradient of its rows.
+*Fetch*: distinct rows travel to the trainer, which pools them itself. Backward, it sums the gradient of each
+row and sends it to the row's shard.
+
+Pooling moves tokens x shards vectors, fetching one vector per distinct row: `cheaper` picks by that count.
+Both give the result of one table in one process (to rounding, where partial sums of several shards are
+added).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.compilation import compiled
+from memory_store.grouping import Groups, count_distinct
+from memory_store.kernels import FloatArray, pool_rows, weight_gradients
+from memory_store.optimizers import Contributions, sum_by_row
+
+LookupKind = Literal["auto", "fetch", "pool"]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of one lookup: T tokens with M entries each.
+
+    addresses uint32 `[T*M]` and weights `[T*M]`, token by token; bounds int64 `[S + 1]`: first address of
+    each shard.
+    """
+
+    tokens: int
+    addresses: NDArray[np.uint32]
+    weights: FloatArray
+    bounds: NDArray[np.int64]
+
+    @property
+    def per_token(self) -> int:
+        return self.addresses.size // self.tokens if self.tokens else 0
+
+    @property
+    def offsets(self) -> NDArray[np.int32]:
+        return np.arange(self.tokens + 1, dtype=np.int32) * np.int32(self.per_token)
+
+    def token_of_entry(self) -> NDArray[np.int32]:
+        return np.repeat(np.arange(self.tokens, dtype=np.int32), self.per_token)
+
+
+class Lookup(Protocol):
+    """A finished lookup.
+
+    `output` is `[T, D]`; `backward` may be called once if the lookup was made with keep.
+    """
+
+    output: FloatArray
+
+    def backward(self, output_gradient: FloatArray) -> FloatArray: ...
+
+
+def cheaper(entries: Entries) -> Literal["fetch", "pool"]:
+    """The lookup that moves fewer vectors: pool if there are more distinct rows than tokens x shards."""
+    shards = entries.bounds.size - 1
+    if entries.tokens * shards >= entries.addresses.size:
+        return "fetch"
+    distinct = count_distinct(entries.addresses, int(entries.bounds[-1]))
+    return "pool" if distinct > entries.tokens * shards else "fetch"
+
+
+# ---- pool --------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _split_entries(
+    tokens: int,
+    addresses: NDArray[np.uint32],
+    bounds: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    offsets: NDArray[np.int32],
+    entry: NDArray[np.int32],
+) -> None:
+    """Entries by shard, in their order: shard s gets entry[starts[s] : starts[s + 1]].
+
+    Of these, token t has those from offsets[s, t] to offsets[s, t + 1].
+    """
+    shards = bounds.size - 1
+    per_token = addresses.size // tokens
+    shard_of = np.empty(addresses.size, dtype=np.uint16)
+    counts = np.zeros(shards, dtype=np.int64)
+    for index in range(addresses.size):
+        shard = 0
+        while np.int64(addresses[index]) >= bounds[shard + 1]:
+            shard += 1
+        shard_of[index] = shard
+        counts[shard] += 1
+    starts[0] = 0
+    for shard in range(shards):
+        starts[shard + 1] = starts[shard] + counts[shard]
+        counts[shard] = 0
+    for token in range(tokens):
+        for shard in range(shards):
+            offsets[shard, token] = counts[shard]
+        for index in range(token * per_token, (token + 1) * per_token):
+            shard = shard_of[index]
+            entry[starts[shard] + counts[shard]] = index
+            counts[shard] += 1
+    for shard in range(shards):
+        offsets[shard, tokens] = counts[shard]
+
+
+@dataclass(frozen=True)
+class ShardEntries:
+    """One shard's entries of a lookup.
+
+    offsets: int32 `[T + 1]`. entry: int32 `[N]`, their numbers in the whole; None if they are the whole.
+    """
+
+    offsets: NDArray[np.int32]
+    entry: NDArray[np.int32] | None
+
+    def take(self, whole: FloatArray) -> FloatArray:
+        return whole if self.entry is None else whole[self.entry]
+
+
+def split_entries(entries: Entries) -> list[ShardEntries]:
+    """The entries of every shard, in shard order."""
+    shards = entries.bounds.size - 1
+    if shards == 1:
+        return [ShardEntries(entries.offsets, None)]
+    starts = np.empty(shards + 1, dtype=np.int64)
+    offsets = np.empty((shards, entries.tokens + 1), dtype=np.int32)
+    entry = np.empty(entries.addresses.size, dtype=np.int32)
+    _split_entries(entries.tokens, entries.addresses, entries.bounds, starts, offsets, entry)
+    return [ShardEntries(offsets[shard], entry[starts[shard] : starts[shard + 1]]) for shard in range(shards)]
+
+
+# ---- fetch -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FetchedRows:
+    """Distinct rows at the trainer: `values` `[U, D]` in the order of `groups.addresses`."""
+
+    entries: Entries
+    groups: Groups
+    values: FloatArray
+
+    def pooled(self) -> FloatArray:
+        """`[T, D]`: the weighted sums."""
+        out = np.empty((self.entries.tokens, self.values.shape[1]), dtype=self.values.dtype)
+        pool_rows(self.values, 0, self.entries.offsets, self._inverse(), self.entries.weights, out)
+        return out
+
+    def weight_gradient(self, output_gradient: FloatArray) -> FloatArray:
+        """`[T*M]`: the gradient of every entry's weight."""
+        out = np.empty(self.entries.addresses.size, dtype=output_gradient.dtype)
+        weight_gradients(self.values, 0, self.entries.offsets, self._inverse(), output_gradient, out)
+        return out
+
+    def row_gradients(self, output_gradient: FloatArray) -> FloatArray:
+        """`[U, D]`: the summed gradient of every distinct row."""
+        return sum_by_row(
+            Contributions(self.groups, self.entries.token_of_entry(), self.entries.weights, output_gradient)
+        )
+
+    def _inverse(self) -> NDArray[np.uint32]:
+        return self.groups.group_of_entry().view(np.uint32)
+
+
+def shard_slices(groups: Groups, bounds: NDArray[np.int64]) -> list[slice]:
+    """Which of the distinct addresses belong to each shard; they are sorted, so every shard has one slice."""
+    edges = np.searchsorted(groups.addresses, bounds)
+    return [slice(int(begin), int(end)) for begin, end in pairwise(edges)]
+
+
+@compiled()
+def access_sums(
+    starts: NDArray[np.int32],
+    order: NDArray[np.int32],
+    weights: FloatArray,
+    accesses: NDArray[np.uint32],
+    weight_sums: FloatArray,
+) -> None:
+    """Accesses and weight sum of every distinct row."""
+    for group in range(starts.size - 1):
+        accesses[group] = starts[group + 1] - starts[group]
+        weight_sums[group] = 0
+        for index in range(starts[group], starts[group + 1]):
+            weight_sums[group] += weights[order[index]]

@@ -1,0 +1,85 @@
+"""Opening a store: inside this process, or at shards that run elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+
+from memory_store import messages as m
+from memory_store.bucket_files import spec_from_json
+from memory_store.carriers.base import Carrier
+from memory_store.carriers.grpc_client import GrpcCarrier
+from memory_store.carriers.in_process import InProcessCarrier
+from memory_store.client import TIMEOUT_S, StoreClient, expect
+from memory_store.errors import StoreError
+from memory_store.lookups import LookupKind
+from memory_store.placement import Placement
+from memory_store.shard import ShardCore
+from memory_store.shard_host import ShardHost
+from memory_store.table_spec import TableSpec
+
+
+def in_process_hosts(specs: Sequence[TableSpec], shards: int = 1) -> list[ShardHost]:
+    """All shards of a store, in this process."""
+    placement = Placement.even(shards)
+    return [ShardHost(ShardCore(specs, placement, shard, incarnation="embedded")) for shard in range(shards)]
+
+
+def in_process_store(
+    specs: Sequence[TableSpec], shards: int = 1, *, lookup: LookupKind = "auto"
+) -> StoreClient:
+    """A store inside this process, with its first values, and this client as its only writer."""
+    client = attach(in_process_hosts(specs, shards), specs, lookup=lookup)
+    client.take_over()
+    return client
+
+
+def attach(
+    hosts: Sequence[ShardHost],
+    specs: Sequence[TableSpec],
+    *,
+    lookup: LookupKind = "auto",
+    timeout_s: float = TIMEOUT_S,
+) -> StoreClient:
+    """A client of shards in this process, which has not joined a group yet."""
+    carriers = [InProcessCarrier(host) for host in hosts]
+    return StoreClient(carriers, specs, Placement.even(len(hosts)), lookup=lookup, timeout_s=timeout_s)
+
+
+def connect(
+    addresses: Sequence[str], *, token: str = "", lookup: LookupKind = "auto", timeout_s: float = TIMEOUT_S
+) -> StoreClient:
+    """A client of the shards at `addresses` (host:port, in shard order), which has not joined a group yet.
+
+    To train alone, call `take_over()` on it. Raises StoreError if a shard does not answer or is not the one
+    expected.
+    """
+    placement = Placement.even(len(addresses))
+    carriers = [GrpcCarrier(address, token) for address in addresses]
+    try:
+        specs, version = _agreed(addresses, carriers, placement, timeout_s)
+    except StoreError:
+        for carrier in carriers:
+            carrier.close()
+        raise
+    client = StoreClient(carriers, specs, placement, lookup=lookup, timeout_s=timeout_s)
+    client.version = version
+    return client
+
+
+def _agreed(
+    addresses: Sequence[str], carriers: Sequence[Carrier], placement: Placement, timeout_s: float
+) -> tuple[list[TableSpec], int]:
+    """The tables of the store whose shards answer at `addresses`, and their version."""
+    futures = [carrier.submit(m.Describe(), timeout_s) for carrier in carriers]
+    infos = [expect(future, m.ShardInfo) for future in futures]
+    for number, (address, info) in enumerate(zip(addresses, infos, strict=True)):
+        if (info.shard, info.placement) != (number, placement.digest):
+            raise StoreError(
+                f"{address} is shard {info.shard} of {info.shards}; shard {number} of {len(addresses)} is "
+                "expected there. Give the addresses of all shards in their order."
+            )
+        if info.tables != infos[0].tables:
+            raise StoreError(f"{address} has other tables than {addresses[0]}: they are not of one store.")
+    return [spec_from_json(spec) for spec in json.loads(infos[0].tables)], infos[0].version

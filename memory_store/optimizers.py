@@ -1,0 +1,268 @@
+"""The row optimizers: sum a row's gradient contributions, then update the row once, in one pass.
+
+A row's gradient is `g = scale * sum over its contributions c of weight[c] * vector[c]`. In a *pooled* lookup
+a contribution's vector is the output gradient of its token and the weight its attention weight; in a
+*fetched* one the vector is the row's gradient and the weight 1. The gradient of a row is summed in a small
+buffer, in contribution order, and never stored.
+
+Formulas, per touched row (t counts the optimizer steps of the whole table, as `torch.optim.SparseAdam` does):
+  sgd              p -= lr g
+  adagrad          s += g^2;                       p -= lr g / (sqrt(s) + eps)         (torch.optim.Adagrad)
+  rowwise_adagrad  s += mean(g^2), one s per row;  p -= lr g / (sqrt(s) + eps)
+  adam             m += (1-b1)(g - m); v += (1-b2)(g^2 - v);
+                   p -= lr sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + eps)            (torch.optim.SparseAdam)
+  rowwise_adam     as adam with v += (1-b2)(mean(g^2) - v), one v per row
+Rows without a contribution keep their values and their state bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from memory_store.compilation import compiled
+from memory_store.grouping import Groups
+from memory_store.kernels import FloatArray
+from memory_store.placement import BUCKETS
+from memory_store.table_spec import OptimizerSpec
+from memory_store.value_types import load, mix, store
+
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, ROWWISE_ADAM = range(5)
+_KINDS = {
+    "sgd": SGD,
+    "adagrad": ADAGRAD,
+    "rowwise_adagrad": ROWWISE_ADAGRAD,
+    "adam": ADAM,
+    "rowwise_adam": ROWWISE_ADAM,
+}
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Gradient contributions to rows, grouped by row.
+
+    groups: entries grouped by address. vector_of_entry: int32 `[N]`, index into vectors. weights: `[N]`.
+    vectors: `[V, D]`. The gradient of a group is the sum of weights[e] * vectors[vector_of_entry[e]] over its
+    entries e.
+    """
+
+    groups: Groups
+    vector_of_entry: NDArray[np.int32]
+    weights: FloatArray
+    vectors: FloatArray
+
+
+@compiled(inline=True)
+def _sum_gradient(
+    gradient: FloatArray,
+    order: NDArray[np.int32],
+    begin: int,
+    end: int,
+    vector_of_entry: NDArray[np.int32],
+    weights: FloatArray,
+    vectors: FloatArray,
+) -> None:
+    dim = gradient.size
+    for column in range(dim):
+        gradient[column] = 0
+    index = begin
+    while index + 4 <= end:
+        e0, e1, e2, e3 = order[index], order[index + 1], order[index + 2], order[index + 3]
+        v0, v1, v2, v3 = vector_of_entry[e0], vector_of_entry[e1], vector_of_entry[e2], vector_of_entry[e3]
+        w0, w1, w2, w3 = weights[e0], weights[e1], weights[e2], weights[e3]
+        for column in range(dim):
+            gradient[column] += (
+                w0 * vectors[v0, column]
+                + w1 * vectors[v1, column]
+                + w2 * vectors[v2, column]
+                + w3 * vectors[v3, column]
+            )
+        index += 4
+    while index < end:
+        vector, weight = vector_of_entry[order[index]], weights[order[index]]
+        for column in range(dim):
+            gradient[column] += weight * vectors[vector, column]
+        index += 1
+
+
+@compiled(parallel=True)
+def _sum_rows(
+    starts: NDArray[np.int32],
+    order: NDArray[np.int32],
+    vector_of_entry: NDArray[np.int32],
+    weights: FloatArray,
+    vectors: FloatArray,
+    out: FloatArray,
+) -> None:
+    for group in prange(starts.size - 1):
+        _sum_gradient(out[group], order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+
+
+@compiled(parallel=True)
+def _squared_norms(
+    starts: NDArray[np.int32],
+    order: NDArray[np.int32],
+    vector_of_entry: NDArray[np.int32],
+    weights: FloatArray,
+    vectors: FloatArray,
+    out: NDArray[np.float64],
+) -> None:
+    dim = vectors.shape[1]
+    for group in prange(starts.size - 1):
+        gradient = np.empty(dim, dtype=vectors.dtype)
+        _sum_gradient(gradient, order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+        total = 0.0
+        for column in range(dim):
+            total += np.float64(gradient[column]) * np.float64(gradient[column])
+        out[group] = total
+
+
+@compiled(parallel=True)
+def _update(
+    kind: int,
+    values: NDArray[Any],
+    first_state: FloatArray,
+    second_state: FloatArray,
+    last_step: NDArray[np.uint32],
+    first: int,
+    addresses: NDArray[np.uint32],
+    starts: NDArray[np.int32],
+    order: NDArray[np.int32],
+    vector_of_entry: NDArray[np.int32],
+    weights: FloatArray,
+    vectors: FloatArray,
+    constants: FloatArray,
+    step: int,
+    rounding_seed: np.uint32,
+) -> None:
+    # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
+    rate, scale, one_minus_beta1, one_minus_beta2 = constants[0], constants[1], constants[2], constants[3]
+    eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
+    dim = values.shape[1]
+    for group in prange(addresses.size):
+        gradient = np.empty(dim, dtype=vectors.dtype)
+        _sum_gradient(gradient, order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+        row = np.int64(addresses[group]) - first
+        key = mix(np.uint32(addresses[group]) ^ mix(np.uint32(rounding_seed + np.uint32(step))))
+        mean_square = vectors.dtype.type(0)
+        if kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM):
+            for column in range(dim):
+                g = scale * gradient[column]
+                mean_square += g * g
+            mean_square *= inverse_dim
+        if kind == SGD:
+            for column in range(dim):
+                store(values, row, column, load(values, row, column) - rate * (scale * gradient[column]), key)
+        elif kind == ADAGRAD:
+            for column in range(dim):
+                g = scale * gradient[column]
+                s = first_state[row, column] + g * g
+                first_state[row, column] = s
+                store(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), key)
+        elif kind == ROWWISE_ADAGRAD:
+            s = first_state[row, 0] + mean_square
+            first_state[row, 0] = s
+            row_rate = rate / (math.sqrt(s) + eps)
+            for column in range(dim):
+                g = scale * gradient[column]
+                store(values, row, column, load(values, row, column) - row_rate * g, key)
+        elif kind == ADAM:
+            for column in range(dim):
+                g = scale * gradient[column]
+                m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
+                v = second_state[row, column] + one_minus_beta2 * (g * g - second_state[row, column])
+                first_state[row, column] = m
+                second_state[row, column] = v
+                step_size = corrected_rate * m / (math.sqrt(v) + eps)
+                store(values, row, column, load(values, row, column) - step_size, key)
+        else:
+            v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
+            second_state[row, 0] = v
+            row_rate = corrected_rate / (math.sqrt(v) + eps)
+            for column in range(dim):
+                g = scale * gradient[column]
+                m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
+                first_state[row, column] = m
+                store(values, row, column, load(values, row, column) - row_rate * m, key)
+        last_step[row] = np.uint32(step)
+
+
+def sum_by_row(contributions: Contributions) -> FloatArray:
+    """The summed gradient of every touched row: `[U, D]`, in the order of the groups' addresses."""
+    groups, vectors = contributions.groups, contributions.vectors
+    out = np.empty((groups.addresses.size, vectors.shape[1]), dtype=vectors.dtype)
+    _sum_rows(groups.starts, groups.order, contributions.vector_of_entry, contributions.weights, vectors, out)
+    return out
+
+
+def squared_norm_by_bucket(contributions: Contributions, capacity: int) -> NDArray[np.float64]:
+    """Sum of squares of the row gradients, per bucket: float64 `[1024]`.
+
+    Kept apart by bucket because addition rounds: adding buckets in their order gives every number of shards
+    the same norm.
+    """
+    groups = contributions.groups
+    squares = np.empty(groups.addresses.size, dtype=np.float64)
+    _squared_norms(
+        groups.starts,
+        groups.order,
+        contributions.vector_of_entry,
+        contributions.weights,
+        contributions.vectors,
+        squares,
+    )
+    buckets = (groups.addresses // np.uint32(capacity)).astype(np.int64)
+    return np.bincount(buckets, weights=squares, minlength=BUCKETS).astype(np.float64, copy=False)
+
+
+@dataclass(frozen=True)
+class RowState:
+    """The arrays that one update changes: values `[R, D]`, two state arrays, and last_step uint32 `[R]`."""
+
+    values: NDArray[Any]
+    first_state: FloatArray
+    second_state: FloatArray
+    last_step: NDArray[np.uint32]
+
+
+def update_rows(
+    optimizer: OptimizerSpec,
+    rows: RowState,
+    first_address: int,
+    contributions: Contributions,
+    *,
+    step: int,
+    learning_rate: float,
+    scale: float,
+    seed: int,
+) -> None:
+    """Apply one optimizer step to the touched rows; `step` counts from 1, `scale` multiplies gradients."""
+    groups, dim = contributions.groups, rows.values.shape[1]
+    beta1, beta2 = optimizer.betas
+    corrected_rate = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    constants = np.array(
+        [learning_rate, scale, 1 - beta1, 1 - beta2, optimizer.eps, corrected_rate, 1 / dim],
+        dtype=contributions.vectors.dtype,
+    )
+    _update(
+        _KINDS[optimizer.kind],
+        rows.values,
+        rows.first_state,
+        rows.second_state,
+        rows.last_step,
+        first_address,
+        groups.addresses,
+        groups.starts,
+        groups.order,
+        contributions.vector_of_entry,
+        contributions.weights,
+        contributions.vectors,
+        constants,
+        step,
+        np.uint32(seed & 0xFFFFFFFF),
+    )

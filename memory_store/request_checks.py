@@ -1,0 +1,87 @@
+"""What a request must satisfy before a shard acts on it.
+
+Every check comes before the first change, so a refused request (StoreError) has changed nothing. The kernels
+trust their arguments: an address or an offset that got past these checks would read foreign memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.errors import NonFiniteGradientError, StoreError
+from memory_store.kernels import all_finite
+from memory_store.messages import Commit, Fetch, Pool
+from memory_store.table import TablePart
+
+
+def check_owned(part: TablePart, addresses: NDArray[np.uint32]) -> None:
+    """All addresses are of rows that exist, in this part."""
+    if not part.owns(addresses):
+        raise StoreError(
+            f"This shard owns buckets {part.buckets.start} to {part.buckets.stop - 1} of table "
+            f"{part.spec.name!r}, not all of the rows that were asked for; "
+            "the client's placement is not this shard's."
+        )
+
+
+def check_fetch(part: TablePart, request: Fetch) -> None:
+    """The rows are owned; counts, where there are any, come one for each row."""
+    check_owned(part, request.addresses)
+    if request.track:
+        _check_one_each("access counts", request.accesses, request.addresses)
+        _check_one_each("weight sums", request.weight_sums, request.addresses)
+
+
+def check_pool(part: TablePart, request: Pool) -> None:
+    """The rows are owned, with one weight each, and the offsets cut them into tokens."""
+    check_owned(part, request.addresses)
+    _check_one_each("weights", request.weights, request.addresses)
+    if request.weights.dtype != part.spec.compute_dtype:
+        raise StoreError(
+            f"Weights of type {request.weights.dtype} came for table {part.spec.name!r}; "
+            f"{part.spec.compute_dtype} is expected."
+        )
+    offsets, entries = request.offsets, request.addresses.size
+    if offsets.size == 0 or offsets[0] != 0 or offsets[-1] != entries or (np.diff(offsets) < 0).any():
+        raise StoreError(f"The offsets of a pooled lookup must rise from 0 to its {entries} entries.")
+
+
+def check_gradient(part: TablePart, vectors: NDArray[Any], count: int) -> None:
+    """The gradient is `[count, D]`, of the compute type, and finite (else NonFiniteGradientError)."""
+    if vectors.shape != (count, part.spec.dim) or vectors.dtype != part.spec.compute_dtype:
+        raise StoreError(
+            f"A gradient of shape {vectors.shape} and type {vectors.dtype} came for table "
+            f"{part.spec.name!r}; ({count}, {part.spec.dim}) and {part.spec.compute_dtype} are expected."
+        )
+    check_finite(part, vectors)
+
+
+def check_finite(part: TablePart, numbers: NDArray[Any]) -> None:
+    if not all_finite(numbers.reshape(-1)):
+        raise NonFiniteGradientError(
+            f"A gradient for table {part.spec.name!r} holds NaN or infinity; no row was touched. "
+            "Lower the learning rate, or look for the layer that overflows."
+        )
+
+
+def check_commit(commit: Commit, tables: int) -> None:
+    """There is one finite learning rate per table, and the scale is finite."""
+    check_factors("learning rates", commit.learning_rates, tables)
+    if not np.isfinite(commit.scale):
+        raise StoreError(f"A step can't be scaled by {commit.scale}.")
+
+
+def check_factors(what: str, factors: NDArray[np.float64], tables: int) -> None:
+    """There is one finite factor per table."""
+    if factors.shape != (tables,) or not np.isfinite(factors).all():
+        raise StoreError(
+            f"The {what} {factors.tolist()} are not {tables} finite numbers, one for each table."
+        )
+
+
+def _check_one_each(what: str, array: NDArray[Any], addresses: NDArray[np.uint32]) -> None:
+    if array.shape != addresses.shape:
+        raise StoreError(f"{addresses.size} rows came with {array.size} {what}; there must be one for each.")

@@ -1,0 +1,373 @@
+"""The shard core: requests in, answers out, no clock, no socket, no file, no thread.
+
+`handle(ticket, request)` returns the answers that are due now, each with the ticket of the request it
+answers. A request that must wait (a lookup for a version that is not reached, a commit before the other
+writers') is put aside and answered by a later call that makes it possible. Every request may be repeated: a
+waiting one is simply served again when something has changed, which is the same path a client's retry takes.
+
+Invariants: the tables are at version v exactly when v steps have been applied; a step is applied once, when
+every writer has committed; a request of a stale epoch, and a request that is refused, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store import messages as m
+from memory_store.access import access_map, add_counts, count_entries, sum_accesses
+from memory_store.arena import Arena
+from memory_store.errors import FencedError, PkmError, StoreError
+from memory_store.optimizers import Contributions, squared_norm_by_bucket
+from memory_store.placement import BUCKETS, Placement
+from memory_store.request_checks import (
+    check_commit,
+    check_factors,
+    check_fetch,
+    check_finite,
+    check_gradient,
+    check_owned,
+    check_pool,
+)
+from memory_store.steps import Contribution, WriterGroup
+from memory_store.table import TablePart, part_bytes
+from memory_store.table_spec import TableSpec
+
+KEPT_LOOKUPS_MAX = 4096
+_NO_NORMS = np.empty((0, BUCKETS))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply to the request that came with `ticket`."""
+
+    ticket: int
+    reply: m.Reply | PkmError
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldStep:
+    """A complete step whose gradients are grouped by row and wait for the clipping scale."""
+
+    step: int
+    contributions: list[Contributions | None]
+    squared_norms: NDArray[np.float64]
+
+
+class ShardCore:
+    """One shard of one or more tables. See the module for its contract."""
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        placement: Placement,
+        shard: int,
+        *,
+        incarnation: str = "",
+        max_staleness: int = 0,
+    ) -> None:
+        self.placement = placement
+        self.shard = shard
+        self.incarnation = incarnation
+        self.max_staleness = max_staleness
+        self.version = 0
+        self.arena = Arena(sum(part_bytes(spec, placement, shard) for spec in specs))
+        self.tables = {spec.name: TablePart(spec, placement, shard, self.arena) for spec in specs}
+        for table in self.tables.values():
+            table.initialise()
+        self.staleness_counts = np.zeros(max_staleness + 1, dtype=np.int64)
+        self._group = WriterGroup()
+        self._kept: dict[tuple[int, int], m.Pool] = {}
+        self._held: _HeldStep | None = None
+        self._waiting: list[tuple[int, m.Request]] = []
+        self._answered_state = self._state()
+
+    # ---- serving -------------------------------------------------------------------------------------------
+
+    def handle(self, ticket: int, request: m.Request) -> list[Answer]:
+        """Serve one request; returns all answers that are due now, also to requests that had been waiting."""
+        return self._serve([(ticket, request)]) + self.answer_waiting()
+
+    def answer_waiting(self) -> list[Answer]:
+        """The answers that are due because the version, the group or the held step is another than before."""
+        answers = []
+        while self._answered_state != self._state():
+            self._answered_state = self._state()
+            waiting, self._waiting = self._waiting, []
+            answers += self._serve(waiting)
+        return answers
+
+    def abandon(self, ticket: int) -> None:
+        """Forget a waiting request whose client has given up."""
+        self._waiting = [(waiting, request) for waiting, request in self._waiting if waiting != ticket]
+
+    def _state(self) -> tuple[int, int, _HeldStep | None]:
+        """All that a waiting request can wait for."""
+        return self.version, self._group.epoch, self._held
+
+    def _serve(self, requests: list[tuple[int, m.Request]]) -> list[Answer]:
+        answers = []
+        for ticket, request in requests:
+            try:
+                reply = self._reply(request)
+            except PkmError as error:
+                answers.append(Answer(ticket, error))
+                continue
+            if reply is None:
+                self._waiting.append((ticket, request))
+            else:
+                answers.append(Answer(ticket, reply))
+        return answers
+
+    def _reply(self, request: m.Request) -> m.Reply | None:
+        """The reply to a request, or None if it must wait. Raises PkmError to refuse it."""
+        match request:
+            case m.Pool():
+                return self._pool(request)
+            case m.Fetch():
+                return self._fetch(request)
+            case m.PoolGradient():
+                return self._pool_gradient(request)
+            case m.RowGradient():
+                return self._row_gradient(request)
+            case m.Commit():
+                return self._commit(request)
+            case m.Apply():
+                return self._apply_held(request)
+            case m.OpenGroup():
+                return self._open_group(request)
+            case m.Initialise():
+                return self._initialise(request)
+            case m.Describe():
+                return self._describe()
+            case m.CountAccesses():
+                part = self._table(request.table)
+                sums = sum_accesses(part.accesses, part.weight_sums, request.histogram_prefix)
+                return m.AccessCounted(**vars(sums))
+            case m.DrawAccesses():
+                return self._draw(request)
+            case m.ClearAccesses():
+                self._table(request.table).clear_accesses()
+                return m.Done(duplicate=False)
+            case m.CountTouched():
+                return m.Touched(self._table(request.table).rows_touched_since(request.since))
+            case m.WriteCut() | m.LoadCut():
+                raise StoreError("Cuts are files: the shard's host writes and reads them, not its core.")
+
+    # ---- lookups -------------------------------------------------------------------------------------------
+
+    def _version_reached(self, version: int) -> bool:
+        """Whether a lookup for `version` can be served now. Raises StoreError if that version is gone."""
+        if version < self.version:
+            raise StoreError(
+                f"Version {version} of the tables is gone, they are at {self.version}: "
+                "restore the last cut and go on from it."
+            )
+        if version - self.version > self.max_staleness:
+            return False
+        self.staleness_counts[version - self.version] += 1
+        return True
+
+    def _fetch(self, request: m.Fetch) -> m.Rows | None:
+        part = self._table(request.table)
+        check_fetch(part, request)
+        if not self._version_reached(request.version):
+            return None
+        if request.track:
+            counts, sums = request.accesses, request.weight_sums
+            add_counts(request.addresses, counts, sums, part.first_address, part.accesses, part.weight_sums)
+        return m.Rows(part.fetch(request.addresses))
+
+    def _pool(self, request: m.Pool) -> m.Rows | None:
+        part = self._table(request.table)
+        check_pool(part, request)
+        if request.keep:
+            self._group.check(request.sender)
+        if not self._version_reached(request.version):
+            return None
+        if request.keep:
+            if len(self._kept) >= KEPT_LOOKUPS_MAX:
+                raise StoreError(
+                    f"{KEPT_LOOKUPS_MAX} lookups wait for their backward pass; "
+                    "run it, or look up without keeping (torch.no_grad)."
+                )
+            self._kept[request.sender.writer, request.lookup] = request
+        if request.track:
+            count_entries(
+                request.addresses, request.weights, part.first_address, part.accesses, part.weight_sums
+            )
+        return m.Rows(part.pool(request.offsets, request.addresses, request.weights))
+
+    # ---- contributions -------------------------------------------------------------------------------------
+
+    def _pool_gradient(self, request: m.PoolGradient) -> m.WeightGradient:
+        sender, step, gradient = request.sender, request.step, request.output_gradient
+        self._group.check(sender)
+        known = self._group.known(sender, request.seq, step)
+        kept = self._kept.get((sender.writer, request.lookup))
+        if kept is None:
+            if known:
+                return m.WeightGradient(np.empty(0, dtype=gradient.dtype))
+            raise StoreError(
+                f"Lookup {request.lookup} of writer {sender.writer} is not kept here: its step is over, or "
+                "it was made without keeping. Look up again before the backward pass."
+            )
+        part = self.tables[kept.table]
+        check_gradient(part, gradient, kept.offsets.size - 1)
+        if not known:
+            self._check_step(step)
+            check_finite(part, kept.weights)
+            tokens = np.arange(kept.offsets.size - 1, dtype=np.int32)
+            contribution = Contribution(
+                kept.table, kept.addresses, np.repeat(tokens, np.diff(kept.offsets)), kept.weights, gradient
+            )
+            self._group.contribute(sender, request.seq, step, contribution)
+        reply = m.WeightGradient(part.weight_gradient(kept.offsets, kept.addresses, gradient))
+        self._apply_complete_steps()
+        return reply
+
+    def _row_gradient(self, request: m.RowGradient) -> m.Done:
+        sender, step, gradients = request.sender, request.step, request.gradients
+        self._group.check(sender)
+        if self._group.known(sender, request.seq, step):
+            return m.Done(duplicate=True)
+        part = self._table(request.table)
+        check_owned(part, request.addresses)
+        check_gradient(part, gradients, request.addresses.size)
+        self._check_step(step)
+        entries = np.arange(request.addresses.size, dtype=np.int32)
+        ones = np.ones(request.addresses.size, dtype=gradients.dtype)
+        contribution = Contribution(request.table, request.addresses, entries, ones, gradients)
+        self._group.contribute(sender, request.seq, step, contribution)
+        self._apply_complete_steps()
+        return m.Done(duplicate=False)
+
+    def _check_step(self, step: int) -> None:
+        last = self.version + self.max_staleness
+        if not self.version <= step <= last:
+            raise StoreError(
+                f"An update for step {step} came; the tables take steps {self.version} to {last} now."
+            )
+
+    # ---- steps ---------------------------------------------------------------------------------------------
+
+    def _commit(self, request: m.Commit) -> m.Committed | None:
+        self._group.check(request.sender)
+        if request.step >= self.version and not self._group.known(request.sender, request.seq, request.step):
+            self._check_step(request.step)
+            check_commit(request, len(self.tables))
+            self._group.commit(request)
+            self._apply_complete_steps()
+        if request.step < self.version:
+            return m.Committed(self.version, applied=True, squared_norms=_NO_NORMS)
+        if self._held is not None and self._held.step == request.step:
+            return m.Committed(self.version, applied=False, squared_norms=self._held.squared_norms)
+        return None
+
+    def _apply_complete_steps(self) -> None:
+        """Apply the next steps, as far as all of them is here; hold the first that wants to be clipped."""
+        while self._held is None and self._group.complete(self.version):
+            settings = self._group.settings(self.version)
+            contributions = [self._group.contributions(self.version, name) for name in self.tables]
+            if settings.hold:
+                self._hold(settings, contributions)
+            else:
+                self._update(settings, contributions, np.ones(len(self.tables)))
+
+    def _hold(self, settings: m.Commit, contributions: list[Contributions | None]) -> None:
+        norms = np.zeros((len(self.tables), BUCKETS))
+        for index, (part, gradients) in enumerate(zip(self.tables.values(), contributions, strict=True)):
+            if gradients is not None:
+                norms[index] = squared_norm_by_bucket(gradients, part.capacity) * settings.scale**2
+        self._held = _HeldStep(self.version, contributions, norms)
+
+    def _apply_held(self, request: m.Apply) -> m.Committed:
+        self._group.check(request.sender)
+        if request.step >= self.version:
+            if self._held is None or self._held.step != request.step:
+                raise StoreError(f"Step {request.step} is not held here: all writers must commit it first.")
+            check_factors("clipping scales", request.scales, len(self.tables))
+            held, self._held = self._held, None
+            self._update(self._group.settings(held.step), held.contributions, request.scales)
+            self._apply_complete_steps()
+        return m.Committed(self.version, applied=True, squared_norms=_NO_NORMS)
+
+    def _update(
+        self, settings: m.Commit, contributions: list[Contributions | None], scales: NDArray[np.float64]
+    ) -> None:
+        """Apply the next step and move to the version after it."""
+        step = self.version
+        for index, (part, gradients) in enumerate(zip(self.tables.values(), contributions, strict=True)):
+            if gradients is not None:
+                rate, scale = float(settings.learning_rates[index]), float(settings.scale * scales[index])
+                part.update(gradients, step=step + 1, learning_rate=rate, scale=scale)
+        self._group.applied(step)
+        self._kept = {key: kept for key, kept in self._kept.items() if kept.version > step}
+        self.version = step + 1
+
+    # ---- control -------------------------------------------------------------------------------------------
+
+    def _open_group(self, request: m.OpenGroup) -> m.Done:
+        group = self._group
+        if (request.session, request.epoch, request.writers) == (group.session, group.epoch, group.writers):
+            return m.Done(duplicate=True)
+        if request.epoch <= group.epoch:
+            raise FencedError(
+                f"Epoch {request.epoch} is not above {group.epoch}, which is in charge: "
+                "a newer group has taken over."
+            )
+        self._group = WriterGroup(request.session, request.epoch, request.writers)
+        self._kept.clear()
+        self._held = None
+        return m.Done(duplicate=False)
+
+    def _initialise(self, request: m.Initialise) -> m.Done:
+        self._group.check(request.sender)
+        for table in self.tables.values():
+            table.initialise()
+        self.reset_version(0)
+        return m.Done(duplicate=False)
+
+    def check_sender(self, sender: m.Sender) -> None:
+        """Raises FencedError unless `sender` belongs to the group in charge."""
+        self._group.check(sender)
+
+    def reset_version(self, version: int) -> None:
+        """The tables have been replaced by those of another version: forget what was pending."""
+        self.version = version
+        self._group.pending.clear()
+        self._kept.clear()
+        self._held = None
+
+    def _describe(self) -> m.ShardInfo:
+        return m.ShardInfo(
+            shard=self.shard,
+            shards=self.placement.shards,
+            placement=self.placement.digest,
+            incarnation=self.incarnation,
+            version=self.version,
+            epoch=self._group.epoch,
+            writers=self._group.writers,
+            tables=json.dumps([asdict(part.spec) for part in self.tables.values()]),
+        )
+
+    def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:
+        part = self._table(request.table)
+        sub_keys, side = request.sub_keys, request.side
+        if sub_keys**2 != part.spec.rows or not 0 < side <= 1024:
+            raise StoreError(
+                f"No map of {sub_keys} sub-keys and side {side} can be drawn of {part.spec.rows} rows; "
+                "there must be sub-keys squared rows, and the side may be 1 to 1024."
+            )
+        pixels = access_map(part.weight_sums, part.first_address, part.spec.rows, sub_keys, side)
+        return m.AccessDrawn(pixels)
+
+    def _table(self, name: str) -> TablePart:
+        part = self.tables.get(name)
+        if part is None:
+            raise StoreError(f"No table {name!r} here; there are: {', '.join(self.tables)}.")
+        return part

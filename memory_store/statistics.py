@@ -1,0 +1,41 @@
+"""Questions about a whole table, answered by all shards together without moving per-row data."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store import messages as m
+from memory_store.access import AccessReport, AccessSums, add_sums, boundary_bin, report
+from memory_store.client import StoreClient
+
+
+def access_report(client: StoreClient, table: str) -> AccessReport:
+    """Usage, KL to uniform and top-1 % share of the accesses counted since the last `clear_accesses`."""
+    rows = client.specs[table].rows
+    coarse = _sums(client, table, -1)
+    prefix, wanted = boundary_bin(coarse.histogram_counts, min(-(-rows // 100), coarse.rows_used))
+    return report(rows, coarse, _sums(client, table, prefix), prefix, wanted)
+
+
+def _sums(client: StoreClient, table: str, prefix: int) -> AccessSums:
+    counted = client.ask(m.CountAccesses(table, prefix), m.AccessCounted)
+    return add_sums([AccessSums(**vars(part)) for part in counted])
+
+
+def clear_accesses(client: StoreClient, table: str) -> None:
+    client.ask(m.ClearAccesses(table), m.Done)
+
+
+def access_map(client: StoreClient, table: str, sub_keys: int, side: int) -> NDArray[np.float64]:
+    """Access weight by sub-key pair, float64 `[side, side]`; pixel (0, 0) belongs to the first sub-keys of
+    both halves.
+    """
+    parts = client.ask(m.DrawAccesses(table, sub_keys, side), m.AccessDrawn)
+    return np.asarray(np.sum([part.pixels for part in parts], axis=0))
+
+
+def touched_share(client: StoreClient, table: str, since: int) -> float:
+    """Share of the table's rows that an update has touched after version `since`."""
+    touched = sum(part.rows for part in client.ask(m.CountTouched(table, since), m.Touched))
+    return touched / client.specs[table].rows

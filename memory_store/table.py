@@ -1,0 +1,136 @@
+"""One shard's part of one table: values, optimizer state, last touched step, access statistics.
+
+All arrays are indexed by `address - first_address` and lie in the shard's arena. The part knows how to read
+and update its rows; steps, writers and versions are shard.py's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_store.arena import Arena, padded
+from memory_store.initialization import fill_normal
+from memory_store.kernels import FloatArray, gather_rows, pool_rows, weight_gradients
+from memory_store.optimizers import Contributions, RowState, update_rows
+from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_rows, rows_of
+from memory_store.table_spec import TableSpec
+
+_INITIALISE_ROWS = 1 << 16
+
+
+def _array_shapes(spec: TableSpec, addresses: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shapes and types of a part's arrays, in arena order."""
+    first, second = spec.optimizer.state_widths(spec.dim)
+    return [
+        ((addresses, spec.dim), spec.storage_dtype),
+        ((addresses, first), spec.compute_dtype),
+        ((addresses, second), spec.compute_dtype),
+        ((addresses,), np.dtype(np.uint32)),
+        ((addresses,), np.dtype(np.uint32)),
+        ((addresses,), np.dtype(np.float32)),
+    ]
+
+
+def part_bytes(spec: TableSpec, placement: Placement, shard: int) -> int:
+    """Bytes of arena that one shard's part of a table takes."""
+    addresses = len(placement.buckets(shard)) * bucket_capacity(spec.rows)
+    return sum(
+        padded(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        for shape, dtype in _array_shapes(spec, addresses)
+    )
+
+
+class TablePart:
+    """The rows of `spec` whose buckets `placement` gives to `shard`."""
+
+    def __init__(self, spec: TableSpec, placement: Placement, shard: int, arena: Arena) -> None:
+        self.spec = spec
+        self.buckets = placement.buckets(shard)
+        self.capacity = bucket_capacity(spec.rows)
+        self.first_address = self.buckets.start * self.capacity
+        self.address_count = len(self.buckets) * self.capacity
+        arrays = [arena.allocate(shape, dtype) for shape, dtype in _array_shapes(spec, self.address_count)]
+        self.values: NDArray[Any] = arrays[0]
+        self.first_state: NDArray[Any] = arrays[1]
+        self.second_state: NDArray[Any] = arrays[2]
+        self.last_step: NDArray[np.uint32] = arrays[3].view(np.uint32)
+        self.accesses: NDArray[np.uint32] = arrays[4].view(np.uint32)
+        self.weight_sums: NDArray[np.float32] = arrays[5].view(np.float32)
+
+    def initialise(self) -> None:
+        """Write the first values and clear all state; the same rows get the same values on any number of
+        shards.
+        """
+        for begin in range(0, self.address_count, _INITIALISE_ROWS):
+            end = min(self.address_count, begin + _INITIALISE_ROWS)
+            addresses = np.arange(self.first_address + begin, self.first_address + end).astype(np.uint32)
+            fill_normal(
+                self.values[begin:end], rows_of(addresses, self.spec.rows), self.spec.seed, self.spec.std
+            )
+        for state in (self.first_state, self.second_state, self.last_step):
+            state.fill(0)
+        self.clear_accesses()
+
+    def bucket_slice(self, bucket: int) -> slice:
+        """Where the rows of `bucket` lie in the arrays (only the rows that exist)."""
+        begin = (bucket - self.buckets.start) * self.capacity
+        return slice(begin, begin + bucket_rows(self.spec.rows, bucket))
+
+    def owns(self, addresses: NDArray[np.uint32]) -> bool:
+        """Whether all `addresses` belong to this part and to rows that exist."""
+        if addresses.size == 0:
+            return True
+        low, high = int(addresses.min()), int(addresses.max())
+        if low < self.first_address or high >= self.first_address + self.address_count:
+            return False
+        if self.spec.rows % BUCKETS == 0:
+            return True
+        bucket, position = np.divmod(addresses.astype(np.int64), self.capacity)
+        return bool((position * BUCKETS + bucket < self.spec.rows).all())
+
+    def fetch(self, addresses: NDArray[np.uint32]) -> FloatArray:
+        """The values of rows: `[U, D]`."""
+        out = np.empty((addresses.size, self.spec.dim), dtype=self.spec.compute_dtype)
+        gather_rows(self.values, self.first_address, addresses, out)
+        return out
+
+    def pool(
+        self, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], weights: FloatArray
+    ) -> FloatArray:
+        """The weighted sums of rows: `[T, D]`; token t has the entries offsets[t] to offsets[t + 1]."""
+        out = np.empty((offsets.size - 1, self.spec.dim), dtype=self.spec.compute_dtype)
+        pool_rows(self.values, self.first_address, offsets, addresses, weights, out)
+        return out
+
+    def weight_gradient(
+        self, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], output_gradient: FloatArray
+    ) -> FloatArray:
+        """The gradient of the weights given to `pool`: `[N]`, for the gradient `[T, D]` of its output."""
+        out = np.empty(addresses.size, dtype=self.spec.compute_dtype)
+        weight_gradients(self.values, self.first_address, offsets, addresses, output_gradient, out)
+        return out
+
+    def update(self, contributions: Contributions, *, step: int, learning_rate: float, scale: float) -> None:
+        """Apply the row optimizer once to every row that has a contribution."""
+        state = RowState(self.values, self.first_state, self.second_state, self.last_step)
+        update_rows(
+            self.spec.optimizer,
+            state,
+            self.first_address,
+            contributions,
+            step=step,
+            learning_rate=learning_rate,
+            scale=scale,
+            seed=self.spec.seed,
+        )
+
+    def rows_touched_since(self, step: int) -> int:
+        """Rows that an update has touched after version `step`."""
+        return int((self.last_step > step).sum())
+
+    def clear_accesses(self) -> None:
+        self.accesses.fill(0)
+        self.weight_sums.fill(0)

@@ -1,0 +1,243 @@
+"""Messages to bytes and back.
+
+A message becomes a protobuf Header (its scalar fields, and for each array its name, type and shape) followed
+by the arrays' bytes in chunks of at most 1 MiB. On the wire every part is a protobuf Frame; chunks are framed
+and unframed here by hand, because a large `bytes` field would be copied several times on its way through
+protobuf.
+
+Decoding trusts nothing: shapes and sizes are checked against a limit before memory is taken, and what does
+not fit raises StoreError.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, cast, get_args, get_type_hints
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+from memory_store import errors
+from memory_store import messages as m
+from memory_store.errors import PkmError, StoreError
+from protos import store_pb2 as pb
+
+CHUNK_BYTES = 1 << 20
+PAYLOAD_BYTES_MAX = 8 << 30
+ARRAY_DIMENSIONS_MAX = 4
+
+_ELEMENT_TYPES: dict[np.dtype[Any], pb.ElementType] = {
+    np.dtype(np.float32): pb.FLOAT32,
+    np.dtype(np.float64): pb.FLOAT64,
+    np.dtype(np.int32): pb.INT32,
+    np.dtype(np.int64): pb.INT64,
+    np.dtype(np.uint32): pb.UINT32,
+}
+_DTYPES = {element: dtype for dtype, element in _ELEMENT_TYPES.items()}
+_COMPUTE_TYPES: frozenset[np.dtype[Any]] = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_ZEROS = memoryview(bytes(64))
+_CHUNK_TAG = b"\x12"  # field 2 of Frame, length-delimited
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _array_fields(cls: type) -> dict[str, tuple[frozenset[np.dtype[Any]], int]]:
+    """The array fields of a message class: the element types each may have, and its number of dimensions."""
+    found = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if hasattr(hint, "__metadata__"):
+            array, shape = get_args(hint)[0], hint.__metadata__[0]
+            (element,) = get_args(get_args(array)[1])
+            types = _COMPUTE_TYPES if element is Any else frozenset({np.dtype(element)})
+            found[name] = (types, len(shape.split(",")))
+    return found
+
+
+_CLASSES: dict[str, type] = {_snake(cls.__name__): cls for cls in get_args(m.Request) + get_args(m.Reply)}
+_ARRAY_FIELDS = {cls: _array_fields(cls) for cls in _CLASSES.values()}
+
+
+def encode_header(message: m.Request | m.Reply, timeout_ms: int = 0) -> tuple[pb.Header, list[NDArray[Any]]]:
+    """A message's header, and its arrays, contiguous, in the header's order."""
+    cls = type(message)
+    header = pb.Header(timeout_ms=timeout_ms)
+    body: Message = getattr(header, _snake(cls.__name__))
+    body.SetInParent()
+    arrays = []
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if field.name in _ARRAY_FIELDS[cls]:
+            array = np.ascontiguousarray(value)
+            arrays.append(array)
+            header.arrays.add(name=field.name, type=_ELEMENT_TYPES[array.dtype], shape=array.shape)
+        elif is_dataclass(value):
+            getattr(body, field.name).CopyFrom(pb.Sender(**vars(value)))
+        else:
+            setattr(body, field.name, value)
+    return header, arrays
+
+
+def payload_bytes(header: pb.Header, limit: int = PAYLOAD_BYTES_MAX) -> int:
+    """Bytes of all arrays a header announces.
+
+    Raises StoreError if an announcement is malformed or above the limit.
+    """
+    total = 0
+    for array in header.arrays:
+        if array.type not in _DTYPES or len(array.shape) > ARRAY_DIMENSIONS_MAX:
+            raise StoreError(
+                f"An array of element type {array.type} and {len(array.shape)} dimensions can't be read; "
+                f"types {sorted(_DTYPES)} and up to {ARRAY_DIMENSIONS_MAX} dimensions can."
+            )
+        start, size = _aligned(total), _DTYPES[array.type].itemsize
+        # A length of 0 must not hide another that no array can have.
+        if start + size * math.prod(max(1, length) for length in array.shape) > limit:
+            raise StoreError(
+                f"An array of shape {list(array.shape)} was announced after {total} bytes of others; "
+                f"the arrays of a message may have {limit} bytes."
+            )
+        total = start + size * math.prod(array.shape)
+    return total
+
+
+def decode(header: pb.Header, payload: NDArray[np.uint8]) -> m.Request | m.Reply:
+    """The message of a header and its payload (uint8 `[bytes]`); arrays are views of the payload."""
+    kind = header.WhichOneof("body")
+    if kind is None:
+        raise StoreError("A message without a known body came; client and shard are of different versions.")
+    cls, body = _CLASSES[kind], getattr(header, kind)
+    wanted = _ARRAY_FIELDS[cls]
+    arrays: dict[str, NDArray[Any]] = {}
+    position = 0
+    for array in header.arrays:
+        dtype, shape = _DTYPES[array.type], tuple(array.shape)
+        types, dimensions = wanted.get(array.name, (frozenset(), 0))
+        if dtype not in types or len(shape) != dimensions:
+            raise StoreError(
+                f"A {cls.__name__} has no array {array.name!r} of {dtype} and {len(shape)} dimensions."
+            )
+        position = _aligned(position)
+        end = position + dtype.itemsize * math.prod(shape)
+        arrays[array.name] = payload[position:end].view(dtype).reshape(shape)
+        position = end
+    if len(arrays) != len(wanted) or len(arrays) != len(header.arrays):
+        raise StoreError(
+            f"A {cls.__name__} has the arrays {list(wanted)}, each once; "
+            f"it came with {[array.name for array in header.arrays]}."
+        )
+    scalars: dict[str, Any] = {}
+    for field in fields(cls):
+        if field.name not in arrays:
+            value = getattr(body, field.name)
+            scalars[field.name] = (
+                m.Sender(value.session, value.epoch, value.writer) if isinstance(value, pb.Sender) else value
+            )
+    return cast("m.Request | m.Reply", cls(**scalars, **arrays))
+
+
+# ---- frames ------------------------------------------------------------------------------------------------
+
+
+def frames(message: m.Request | m.Reply, timeout_ms: int = 0) -> Iterator[bytes]:
+    """A message as serialised Frames: the header, then its arrays in chunks."""
+    header, arrays = encode_header(message, timeout_ms)
+    yield pb.Frame(header=header).SerializeToString()
+    pieces: list[memoryview] = []
+    gathered = position = 0
+    for array in arrays:
+        padding = _aligned(position) - position
+        position += padding + array.nbytes
+        for data in (_ZEROS[:padding], array.reshape(-1).view(np.uint8).data):
+            while len(data):
+                piece = data[: CHUNK_BYTES - gathered]
+                pieces.append(piece)
+                gathered, data = gathered + len(piece), data[len(piece) :]
+                if gathered == CHUNK_BYTES:
+                    yield _framed(pieces, gathered)
+                    pieces, gathered = [], 0
+    if gathered:
+        yield _framed(pieces, gathered)
+
+
+def _framed(pieces: list[memoryview], size: int) -> bytes:
+    return b"".join([_CHUNK_TAG, _varint(size), *pieces])
+
+
+def _aligned(position: int) -> int:
+    """Arrays start at multiples of 64 bytes of the payload, so that views of it are aligned."""
+    return -(-position // 64) * 64
+
+
+def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tuple[m.Request | m.Reply, int]:
+    """The message that serialised Frames make, and its timeout in ms.
+
+    Raises StoreError if they don't make one.
+    """
+    frames_left = iter(stream)
+    first = next(frames_left, None)
+    if first is None:
+        raise StoreError("A call ended before its first frame.")
+    try:
+        header = pb.Frame.FromString(first).header
+    except DecodeError:
+        raise StoreError("The first frame of a call is not a header.") from None
+    size = payload_bytes(header, limit)
+    try:
+        payload = np.empty(size, dtype=np.uint8)
+    except MemoryError:
+        raise StoreError(f"No memory is left for a message of {size} bytes.") from None
+    position = 0
+    for frame in frames_left:
+        piece = _chunk(frame)
+        if position + len(piece) > size:
+            raise StoreError(f"More than the {size} bytes that were announced came.")
+        payload[position : position + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        position += len(piece)
+    if position != size:
+        raise StoreError(f"A call ended after {position} of the {size} bytes that were announced.")
+    return decode(header, payload), header.timeout_ms
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _chunk(frame: bytes) -> memoryview:
+    """The bytes inside a serialised Frame that holds a chunk."""
+    length, shift, position = 0, 0, 1
+    if frame[:1] == _CHUNK_TAG:
+        while position < min(len(frame), 6):
+            byte = frame[position]
+            length |= (byte & 0x7F) << shift
+            shift, position = shift + 7, position + 1
+            if byte < 0x80:
+                if position + length == len(frame):
+                    return memoryview(frame)[position:]
+                break
+    raise StoreError("A frame that should hold a chunk is malformed.")
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def failure(error: PkmError) -> m.Failure:
+    return m.Failure(type(error).__name__, str(error))
+
+
+def raised(reply: m.Failure) -> PkmError:
+    """The error that a Failure stands for."""
+    cls = getattr(errors, reply.kind, None)
+    if isinstance(cls, type) and issubclass(cls, PkmError):
+        return cls(reply.message)
+    return StoreError(reply.message)
