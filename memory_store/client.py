@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.carriers.base import Carrier
-from memory_store.errors import StoreError
+from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
 from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray
 from memory_store.lookups import (
@@ -59,8 +59,7 @@ class TableHandle:
     def lookup(
         self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
     ) -> Lookup:
-        """Weighted sum of rows for every token: rows int64 `[T, M]`, weights `[T, M]` -> Lookup with output
-        `[T, D]`.
+        """Weighted sum of rows for every token: rows int64 `[T, M]`, weights `[T, M]` -> output `[T, D]`.
 
         `keep` makes `Lookup.backward` possible; `track` counts the accesses (for evaluation). Raises
         UsageError for a row outside the table, StoreError if a shard refuses or does not answer in time.
@@ -105,12 +104,10 @@ class StoreClient:
     # ---- joining -------------------------------------------------------------------------------------------
 
     def take_over(self, writers: int = 1) -> m.Sender:
-        """Open a new group of `writers` writers, of which this client is number 0; older groups are fenced
-        off.
-        """
+        """Open a new group of `writers` writers, this client number 0 of it; older groups are fenced off."""
         infos = self.describe()
         session, epoch = uuid.uuid4().hex, max(info.epoch for info in infos) + 1
-        self._all(m.OpenGroup(session, epoch, writers), m.Done)
+        self.ask(m.OpenGroup(session, epoch, writers), m.Done)
         self.join(m.Sender(session, epoch, 0), writers)
         return self.sender
 
@@ -124,11 +121,11 @@ class StoreClient:
 
     def describe(self) -> list[m.ShardInfo]:
         """What every shard says of itself, in shard order."""
-        return self._all(m.Describe(), m.ShardInfo)
+        return self.ask(m.Describe(), m.ShardInfo)
 
     def initialise(self) -> None:
         """Put every table to its first values, at version 0."""
-        self._all(m.Initialise(self.sender), m.Done)
+        self.ask(m.Initialise(self.sender), m.Done)
         self.version = 0
 
     # ---- lookups -------------------------------------------------------------------------------------------
@@ -144,6 +141,7 @@ class StoreClient:
             )
         entries = Entries(
             tokens=rows.shape[0],
+            per_token=rows.shape[1],
             addresses=addresses_of(rows, spec.rows).reshape(-1),
             weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
             bounds=self._bounds[spec.name],
@@ -151,7 +149,7 @@ class StoreClient:
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
         if kind == "pool":
             return self._pool(spec, entries, keep=keep, track=track)
-        return self._fetch(spec, entries, track=track)
+        return self._fetch(spec, entries, keep=keep, track=track)
 
     def _pool(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
         self._lookups += 1
@@ -174,9 +172,9 @@ class StoreClient:
         output = replies[0].values
         for reply in replies[1:]:
             output = output + reply.values
-        return _PooledLookup(self, self._lookups, parts, output)
+        return _PooledLookup(self, keep, entries, output, self._lookups, parts)
 
-    def _fetch(self, spec: TableSpec, entries: Entries, *, track: bool) -> Lookup:
+    def _fetch(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
         groups = group_by_address(entries.addresses)
         accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
         weight_sums = np.empty(accesses.size, dtype=spec.compute_dtype)
@@ -195,7 +193,8 @@ class StoreClient:
         values = (
             replies[0].values if len(replies) == 1 else np.concatenate([reply.values for reply in replies])
         )
-        return _FetchedLookup(self, spec, FetchedRows(entries, groups, values), slices)
+        rows = FetchedRows(entries, groups, values)
+        return _FetchedLookup(self, keep, entries, rows.pooled(), spec.name, rows, slices)
 
     # ---- updates -------------------------------------------------------------------------------------------
 
@@ -217,8 +216,14 @@ class StoreClient:
 
         Gradients are the mean over the writers. `clip_norms` bounds the norm of a table's whole gradient,
         over all shards; without it this returns before the shards have finished, and the next lookup waits
-        for them. Raises NonFiniteGradientError, or StoreError, if a shard refused a contribution.
+        for them. Raises NonFiniteGradientError, or StoreError, if a shard refused a contribution, and
+        UsageError unless every table, and no other, has a learning rate.
         """
+        if set(learning_rates) != set(self.specs) or not set(clip_norms or {}) <= set(self.specs):
+            raise UsageError(
+                f"Learning rates {dict(learning_rates)} and clipping norms {dict(clip_norms or {})} came; "
+                f"the tables are {', '.join(self.specs)}, and each needs a learning rate."
+            )
         self._confirm()
         hold = bool(clip_norms)
         rates = np.array([learning_rates[name] for name in self.specs], dtype=np.float64)
@@ -240,8 +245,13 @@ class StoreClient:
         if clip_norms:
             squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
             norms = {name: float(np.sqrt(squares[index].sum())) for index, name in enumerate(self.specs)}
+            if not np.isfinite(list(norms.values())).all():
+                raise NonFiniteGradientError(
+                    f"The gradient norms of step {self.version} are {norms}; no row was touched. "
+                    "Lower the learning rate, or look for the layer that overflows."
+                )
             scales = [min(1.0, clip_norms.get(name, np.inf) / (norm + 1e-6)) for name, norm in norms.items()]
-            self._all(m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64)), m.Committed)
+            self.ask(m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64)), m.Committed)
         else:
             self._unconfirmed = futures
         self.version += 1
@@ -272,12 +282,9 @@ class StoreClient:
         ]
         return [expect(future, reply) for future in futures]
 
-    def _all(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
-        return self._each([request] * len(self._carriers), reply)
-
     def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
         """Send one request to every shard; replies in shard order."""
-        return self._all(request, reply)
+        return self._each([request] * len(self._carriers), reply)
 
     def close(self) -> None:
         """Close the connections; the shards stay."""
@@ -285,48 +292,91 @@ class StoreClient:
             carrier.close()
 
 
-class _PooledLookup:
-    def __init__(
-        self, client: StoreClient, number: int, parts: list[ShardEntries], output: FloatArray
-    ) -> None:
+class _OpenLookup:
+    """What both lookups have in common: one backward pass, before the step of the lookup is over."""
+
+    def __init__(self, client: StoreClient, keep: bool, entries: Entries, output: FloatArray) -> None:
         self.output = output
-        self._client, self._number, self._parts = client, number, parts
+        self._client = client
+        self._version = client.version
+        self._awaits_backward = keep
+        self._shape = (entries.tokens, entries.per_token)
+
+    def _begin_backward(self, output_gradient: FloatArray) -> FloatArray:
+        if not self._awaits_backward:
+            raise StoreError("This lookup was made without keep, or its backward pass has run already.")
+        if self._version != self._client.version:
+            raise StoreError(
+                f"This lookup was made at version {self._version}, the tables are at {self._client.version}: "
+                "run the backward pass before the step."
+            )
+        if output_gradient.shape != self.output.shape:
+            raise StoreError(
+                f"A gradient {output_gradient.shape} came for an output {self.output.shape}; "
+                "they must have one shape."
+            )
+        self._awaits_backward = False
+        return np.ascontiguousarray(output_gradient, dtype=self.output.dtype)
+
+
+class _PooledLookup(_OpenLookup):
+    def __init__(
+        self,
+        client: StoreClient,
+        keep: bool,
+        entries: Entries,
+        output: FloatArray,
+        number: int,
+        parts: list[ShardEntries],
+    ) -> None:
+        super().__init__(client, keep, entries, output)
+        self._number, self._parts = number, parts
 
     def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = np.ascontiguousarray(output_gradient)
+        gradient = self._begin_backward(output_gradient)
         futures = [
             self._client.contribute(shard, m.PoolGradient, lookup=self._number, output_gradient=gradient)
             for shard in range(len(self._parts))
         ]
         replies = [expect(future, m.WeightGradient).gradient for future in futures]
         if self._parts[0].entry is None:
-            return replies[0].reshape(gradient.shape[0], -1)
+            return replies[0].reshape(self._shape)
         whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
         for part, reply in zip(self._parts, replies, strict=True):
             whole[part.entry] = reply
-        return whole.reshape(gradient.shape[0], -1)
+        return whole.reshape(self._shape)
 
 
-class _FetchedLookup:
-    def __init__(self, client: StoreClient, spec: TableSpec, rows: FetchedRows, slices: list[slice]) -> None:
-        self.output = rows.pooled()
-        self._client, self._spec, self._rows, self._slices = client, spec, rows, slices
+class _FetchedLookup(_OpenLookup):
+    def __init__(
+        self,
+        client: StoreClient,
+        keep: bool,
+        entries: Entries,
+        output: FloatArray,
+        table: str,
+        rows: FetchedRows,
+        slices: list[slice],
+    ) -> None:
+        super().__init__(client, keep, entries, output)
+        self._table, self._rows, self._slices = table, rows, slices
 
     def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = np.ascontiguousarray(output_gradient)
+        gradient = self._begin_backward(output_gradient)
         row_gradients = self._rows.row_gradients(gradient)
         for shard, part in enumerate(self._slices):
             self._client.contribute(
                 shard,
                 m.RowGradient,
-                table=self._spec.name,
+                table=self._table,
                 addresses=self._rows.groups.addresses[part],
                 gradients=row_gradients[part],
             )
-        return self._rows.weight_gradient(gradient).reshape(gradient.shape[0], -1)
+        return self._rows.weight_gradient(gradient).reshape(self._shape)
 
 
 def expect(future: Future[m.Reply], reply: type[ReplyType]) -> ReplyType:
+    """The reply of a call, which must be a `reply`. Raises what the call raised, or StoreError."""
     value = future.result()
     if not isinstance(value, reply):
         raise StoreError(f"A shard answered {type(value).__name__} where {reply.__name__} was expected.")

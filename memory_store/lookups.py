@@ -29,20 +29,17 @@ LookupKind = Literal["auto", "fetch", "pool"]
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of one lookup: T tokens with M entries each.
+    """The entries of one lookup: T tokens with M entries each (`tokens` and `per_token` here).
 
     addresses uint32 `[T*M]` and weights `[T*M]`, token by token; bounds int64 `[S + 1]`: first address of
     each shard.
     """
 
     tokens: int
+    per_token: int
     addresses: NDArray[np.uint32]
     weights: FloatArray
     bounds: NDArray[np.int64]
-
-    @property
-    def per_token(self) -> int:
-        return self.addresses.size // self.tokens if self.tokens else 0
 
     @property
     def offsets(self) -> NDArray[np.int32]:
@@ -55,7 +52,9 @@ class Entries:
 class Lookup(Protocol):
     """A finished lookup.
 
-    `output` is `[T, D]`; `backward` may be called once if the lookup was made with keep.
+    `output` is `[T, D]`. If the lookup was made with keep, `backward` may be called once before the step: it
+    takes the output's gradient `[T, D]`, contributes to the rows, and returns the weights' gradient `[T, M]`.
+    A store in this process keeps the arrays it was given until the step: don't write into them before.
     """
 
     output: FloatArray
@@ -78,6 +77,7 @@ def cheaper(entries: Entries) -> Literal["fetch", "pool"]:
 @compiled()
 def _split_entries(
     tokens: int,
+    per_token: int,
     addresses: NDArray[np.uint32],
     bounds: NDArray[np.int64],
     starts: NDArray[np.int64],
@@ -89,7 +89,6 @@ def _split_entries(
     Of these, token t has those from offsets[s, t] to offsets[s, t + 1].
     """
     shards = bounds.size - 1
-    per_token = addresses.size // tokens
     shard_of = np.empty(addresses.size, dtype=np.uint16)
     counts = np.zeros(shards, dtype=np.int64)
     for index in range(addresses.size):
@@ -135,7 +134,9 @@ def split_entries(entries: Entries) -> list[ShardEntries]:
     starts = np.empty(shards + 1, dtype=np.int64)
     offsets = np.empty((shards, entries.tokens + 1), dtype=np.int32)
     entry = np.empty(entries.addresses.size, dtype=np.int32)
-    _split_entries(entries.tokens, entries.addresses, entries.bounds, starts, offsets, entry)
+    _split_entries(
+        entries.tokens, entries.per_token, entries.addresses, entries.bounds, starts, offsets, entry
+    )
     return [ShardEntries(offsets[shard], entry[starts[shard] : starts[shard + 1]]) for shard in range(shards)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-
 from memory_store import messages as m
 from memory_store.bucket_files import spec_from_json
 from memory_store.carriers.base import Carrier

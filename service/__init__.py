@@ -1,0 +1,1 @@
+"""What people use: the command line `pkm` and the job files it reads."""

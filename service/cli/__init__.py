@@ -1,0 +1,64 @@
+"""The command line `pkm`.
+
+Every command keeps the same promises: `--help` ends with an example; with `--json`, standard output
+holds the figures as JSON and nothing else; the exit code is 0 when the work is done, 2 for a user's
+mistake, 1 for any other failure, 130 after Ctrl-C, and a failure is one clear sentence on standard error
+(`pkm --debug ...` shows the trace). Torch and Ray are imported by the commands that need them, so that
+help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.config import config
+from service.cli.data import data
+from service.cli.evaluate import evaluate
+from service.cli.export import export
+from service.cli.failures import CommandGroup
+from service.cli.generate import generate
+from service.cli.inspect import inspect
+from service.cli.train import train
+
+app = typer.Typer(
+    name="pkm",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start here: pkm train examples/quickstart.yaml",
+)
+app.add_typer(data, name="data")
+app.command("train", epilog="Example: pkm train job.yaml --set train.lr=3e-4 --run runs/first")(train)
+app.command("eval", epilog="Example: pkm eval runs/quickstart --json")(evaluate)
+app.command("generate", epilog='Example: pkm generate runs/quickstart --prompt "My fellow citizens"')(
+    generate
+)
+app.command("inspect", epilog="Example: pkm inspect runs/quickstart --picture accesses.png")(inspect)
+app.command("export", epilog="Example: pkm export runs/quickstart model.safetensors --dtype bfloat16")(export)
+app.add_typer(config, name="config")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"pkm {version('pkm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def pkm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of a failure.")] = False,
+) -> None:
+    """Train transformers with product-key memories whose value table lives in sharded Ray actors."""
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    app(prog_name="pkm")

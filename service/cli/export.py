@@ -1,0 +1,34 @@
+"""`pkm export`: a trained model as one file that plain PyTorch loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from service.cli.arguments import RunFolderPath
+from service.cli.output import JsonOption, data_only, print_json
+
+
+def export(
+    run: RunFolderPath,
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE.safetensors", help="File to write.", show_default=False)
+    ],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Number type of the written weights.")
+    ] = "float32",
+    json: JsonOption = False,
+) -> None:
+    """Write the last cut of a run, value table included, into one safetensors file with a config beside."""
+    from workers.export import export_run
+
+    from workers.run_folder import RunFolder
+
+    with data_only():
+        report = export_run(RunFolder(run), target, dtype)
+    if json:
+        print_json(report)
+    else:
+        typer.echo(f"Wrote {target}")

@@ -1,0 +1,89 @@
+"""A job on real Ray actors: the same bytes as in one process, and recovery when a process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from memory_store.actor import NAMESPACE
+from memory_store.cuts import complete_cuts
+from tests.small_job import dense_content, small_job, table_content
+from workers.job_spec import JobSpec
+from workers.report import Progress, Report, read_records
+from workers.run_folder import RunFolder
+from workers.trainer_group import train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def run_job(job: JobSpec, folder: Path) -> Report:
+    run = RunFolder(folder)
+    run.create(job)
+    return train(job, run, on_progress=lambda _: None)
+
+
+def last_cut(folder: Path) -> Path:
+    return complete_cuts(folder / "cuts")[-1]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(record.step, record.loss) for record in read_records(folder / "metrics.jsonl")]
+
+
+def test_shards_in_actors_give_the_bytes_of_one_process(corpus: Path, tmp_path: Path) -> None:
+    settings = {"train__steps": 20, "train__cut_every": 10, "store__lookup": "fetch"}
+    here = run_job(small_job(corpus, **settings), tmp_path / "here")
+    actors = run_job(small_job(corpus, **settings, store__carrier="grpc"), tmp_path / "actors")
+    assert table_content(last_cut(tmp_path / "here")) == table_content(last_cut(tmp_path / "actors"))
+    assert dense_content(last_cut(tmp_path / "here")) == dense_content(last_cut(tmp_path / "actors"))
+    assert losses(tmp_path / "here") == losses(tmp_path / "actors")
+    assert actors.restarts == 0
+    assert actors.test_perplexity == here.test_perplexity
+
+
+def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
+    settings = {"train__steps": 200, "train__cut_every": 20, "store__lookup": "fetch"}
+    run_job(small_job(corpus, **settings), tmp_path / "undisturbed")
+    killed: list[int] = []
+
+    def kill_when_training() -> None:
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(read_records(metrics)) < 45:
+            time.sleep(0.05)
+        shard = ray.get_actor("small-shard-1", namespace=NAMESPACE)
+        pid = ray.get(shard.process_id.remote())
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=kill_when_training)
+    thread.start()
+    report = run_job(small_job(corpus, **settings, store__carrier="grpc"), tmp_path / "killed")
+    thread.join()
+    assert killed
+    assert report.restarts >= 1
+    assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
+    assert dense_content(last_cut(tmp_path / "killed")) == dense_content(last_cut(tmp_path / "undisturbed"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+
+
+def test_two_trainers_repeat_and_match_one(corpus: Path, tmp_path: Path) -> None:
+    settings = {"train__steps": 10, "train__evaluate_every": 10, "store__lookup": "fetch"}
+    run_job(small_job(corpus, **settings), tmp_path / "one")
+    told: list[Progress] = []
+    for name in ("two", "again"):
+        run = RunFolder(tmp_path / name)
+        job = small_job(corpus, **settings, store__carrier="grpc", train__trainers=2)
+        run.create(job)
+        train(job, run, on_progress=told.append)
+    for (step, one), (_, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=5e-4), step
+    assert losses(tmp_path / "two") == losses(tmp_path / "again")
+    assert table_content(last_cut(tmp_path / "two")) == table_content(last_cut(tmp_path / "again"))
+    assert told[0].phase == "starting"

@@ -1,0 +1,324 @@
+"""A training job: the frozen models that say everything about it, and the only schema there is.
+
+The YAML job file, the `--set` overrides, the `job.yaml` of a run folder, the JSON Schema for editors and
+the wire all go through `JobSpec`. It keeps one invariant: a job that exists can be run. Shapes fit
+together and the value table fits the memory that its shards may take, so that nothing starts only to
+fail later. Unknown keys are refused, types are never guessed (`"600"` is not a number of steps), and
+pydantic reports every mistake at once, each with its dotted path.
+
+Letters: n sub-keys, K = n*n rows of a table, D row width (the model's dim), H heads, k rows chosen per head.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from memory_store.placement import BUCKETS, bucket_capacity
+from memory_store.table_spec import OptimizerSpec, TableSpec
+
+GIB = 1 << 30
+
+NAME_LENGTH_MAX = 63
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[
+    tuple[_Beta, _Beta],
+    Field(strict=False, description="Adam's decay of the first and of the second moment."),
+]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def _impossible(key: str, value: object, sentence: str) -> NoReturn:
+    """Raise a mistake at `key` of the group that is being validated, so that its path names the value."""
+    # The sentence goes in as a value: as the template itself, its braces would be read as names.
+    mistake = PydanticCustomError("impossible", "{sentence}", {"sentence": sentence})
+    raise ValidationError.from_exception_data(
+        "job", [InitErrorDetails(type=mistake, loc=(key,), input=value)]
+    )
+
+
+class DataSpec(_Spec):
+    """The text to learn from."""
+
+    corpus: Path = Field(strict=False)
+    """Folder made by `pkm data prepare`; a relative one is looked for beside the job file."""
+    sequence_length: int = Field(default=256, ge=1, le=1 << 20)
+    """Tokens of a training sequence."""
+
+
+class ModelSpec(_Spec):
+    """The dense transformer round the memory."""
+
+    layers: int = Field(ge=1, le=1024)
+    """Transformer layers."""
+    dim: int = Field(ge=2, le=65_536)
+    """Width of the residual stream, and of the rows of the value table (D)."""
+    heads: int = Field(ge=1, le=1024)
+    """Attention heads; dim / heads must be a whole, even number (rotary positions turn pairs)."""
+    feed_forward_dim: int = Field(default_factory=lambda data: 4 * int(data["dim"]), ge=1, le=1 << 20)
+    """Width of the feed-forward layers; 4 * dim unless given."""
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_divide_dim(cls, heads: int, info: ValidationInfo) -> int:
+        dim = info.data.get("dim")
+        if dim is not None and dim % (2 * heads):
+            raise PydanticCustomError(
+                "impossible",
+                "{heads} heads don't fit dim {dim}: dim / heads must be a whole, even number",
+                {"heads": heads, "dim": dim},
+            )
+        return heads
+
+
+class ValuesSpec(_Spec):
+    """The value table: number type, row optimizer, learning rate. Nothing decays: untouched rows stay."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the stored values; bfloat16 takes half the room and is updated with stochastic rounding."""
+    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"] = "adam"
+    """Row optimizer; its state per row: sgd 0, adagrad D, rowwise_adagrad 1, adam 2D, rowwise_adam D+1."""
+    lr: float = Field(default=1e-3, ge=0)
+    """Learning rate of the values. Short runs need it far above train.lr: 0.03 for a few hundred steps."""
+    schedule: Literal["constant", "linear", "dense"] = "constant"
+    """constant; linear: falls to 0 at the last step; dense: follows train.schedule."""
+    betas: Betas = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of the adaptive optimizers."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the value gradient over all shards; null: no clipping."""
+
+
+class MemorySpec(_Spec):
+    """The product-key memory. Leave it out (null) for a dense model, which trains without any shard."""
+
+    layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(strict=False, min_length=1)
+    """Transformer layers that get a memory, counted from 1."""
+    position: Literal["replace", "beside"] = "replace"
+    """Whether the memory replaces the feed-forward of its layers or stands beside it."""
+    sub_keys: int = Field(ge=1, le=65_527)
+    """Sub-keys per half of a query (n); the value table has n * n rows."""
+    heads: int = Field(default=4, ge=1, le=1024)
+    """Memory heads, each with its own query and its own sub-keys (H)."""
+    k: int = Field(default=32, ge=1)
+    """Rows that each head selects per token; at most sub_keys."""
+    query_dim: int = Field(default=128, ge=2, le=65_536, multiple_of=2)
+    """Width of a head's query; even, as each half meets its own set of sub-keys."""
+    query_network: Literal["linear", "mlp"] = "linear"
+    """How queries are made from the residual stream."""
+    query_norm: Literal["batch", "layer", "none"] = "batch"
+    """Normalisation of the queries; batch norm (over all trainers) spreads the use of the table."""
+    gate: bool = False
+    """Multiply the memory's output by a learned gate of its input (Memory+)."""
+    shared_table: bool = True
+    """One value table for all memory layers; false: one for each."""
+    values: ValuesSpec = Field(default_factory=ValuesSpec)
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_distinct(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers):
+            raise PydanticCustomError("impossible", "a layer is named twice; name each layer once")
+        return layers
+
+    @field_validator("k")
+    @classmethod
+    def _k_is_within_sub_keys(cls, k: int, info: ValidationInfo) -> int:
+        sub_keys = info.data.get("sub_keys")
+        if sub_keys is not None and k > sub_keys:
+            raise PydanticCustomError(
+                "impossible",
+                "{k} is more than sub_keys ({sub_keys}); a head can select 1 to {sub_keys} rows",
+                {"k": k, "sub_keys": sub_keys},
+            )
+        return k
+
+    def table_name(self, layer: int) -> str:
+        """Name of the value table that the memory in `layer` (counted from 1) reads."""
+        return "memory" if self.shared_table else f"memory-{layer}"
+
+
+class TrainSpec(_Spec):
+    """Steps, the dense optimizer (AdamW), and how often to evaluate and to save."""
+
+    steps: int = Field(ge=1, le=1 << 40)
+    """Optimizer steps."""
+    batch_tokens: int = Field(ge=1, le=1 << 40)
+    """Tokens of a step in all; a multiple of sequence_length * trainers * gradient_accumulation."""
+    gradient_accumulation: int = Field(default=1, ge=1, le=1 << 20)
+    """Micro-batches that a trainer runs one after the other in a step."""
+    trainers: int = Field(default=1, ge=1, le=4096)
+    """Trainer processes, each with its part of the batch."""
+    lr: float = Field(default=1e-3, ge=0)
+    """Highest learning rate of the dense parameters."""
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the dense matrices."""
+    betas: Betas = (0.9, 0.98)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the dense gradient; null: no clipping."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the dense part runs; auto takes CUDA where there is one."""
+    evaluate_every: int = Field(default=200, ge=1)
+    """Steps between two interim evaluations (validation perplexity and access metrics)."""
+    evaluation_tokens: int = Field(default=65_536, ge=1)
+    """Tokens of validation text that an interim evaluation reads."""
+    cut_every: int = Field(default=200, ge=1)
+    """Steps between two cuts (checkpoints); one more is made at the end."""
+    keep_cuts: int = Field(default=2, ge=2)
+    """Cuts kept; at least 2, so that a damaged one is never the only one."""
+
+    @field_validator("device")
+    @classmethod
+    def _device_has_the_precision(cls, device: str, info: ValidationInfo) -> str:
+        if device == "cpu" and info.data.get("precision") == "bfloat16":
+            raise PydanticCustomError(
+                "impossible", "precision bfloat16 needs CUDA; use device auto or cuda, or precision float32"
+            )
+        return device
+
+
+class StoreSpec(_Spec):
+    """The shards that hold the value table, and how trainers reach them."""
+
+    shards: int = Field(default=2, ge=1, le=BUCKETS)
+    """Processes over which the rows are spread."""
+    carrier: Literal["grpc", "in_process"] = "grpc"
+    """grpc: each shard is a Ray actor; in_process: all shards live inside the only trainer."""
+    lookup: Literal["auto", "fetch", "pool"] = "auto"
+    """fetch: distinct rows travel; pool: shards return partial sums; auto: the cheaper one, call by call."""
+    shard_memory_gib: float = Field(default=4.0, gt=0)
+    """Memory that each shard may take; a table that doesn't fit is refused before anything starts."""
+
+
+class JobSpec(_Spec):
+    """One training job."""
+
+    schema_version: Literal[1] = 1
+    """Version of this schema."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=NAME_LENGTH_MAX)
+    """Name of the job and of its run folder: a-z, 0-9, '-' and '_'."""
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+    """Decides the first weights, the first values and the order of the text."""
+    data: DataSpec
+    model: ModelSpec
+    memory: MemorySpec | None = None
+    train: TrainSpec
+    store: StoreSpec = Field(default_factory=StoreSpec)
+
+    # A check of one group against another runs as soon as both are sound by themselves, whatever else is not.
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_layers_exist(cls, memory: MemorySpec | None, info: ValidationInfo) -> MemorySpec | None:
+        model = info.data.get("model")
+        if memory and model and max(memory.layers) > model.layers:
+            sentence = f"layer {max(memory.layers)} does not exist; model.layers allows 1 to {model.layers}"
+            _impossible("layers", memory.layers, sentence)
+        return memory
+
+    @field_validator("train")
+    @classmethod
+    def _batch_divides(cls, train: TrainSpec, info: ValidationInfo) -> TrainSpec:
+        data = info.data.get("data")
+        if data is None:
+            return train
+        unit = data.sequence_length * train.trainers * train.gradient_accumulation
+        if train.batch_tokens % unit:
+            below = train.batch_tokens // unit * unit
+            nearest = " or ".join(str(tokens) for tokens in (below, below + unit) if tokens)
+            sentence = (
+                f"{train.batch_tokens} is no multiple of sequence_length * trainers * gradient_accumulation, "
+                f"{data.sequence_length} * {train.trainers} * {train.gradient_accumulation} = {unit}; "
+                f"use {nearest}"
+            )
+            _impossible("batch_tokens", train.batch_tokens, sentence)
+        return train
+
+    @field_validator("store")
+    @classmethod
+    def _one_trainer_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        train = info.data.get("train")
+        if train and store.carrier == "in_process" and train.trainers > 1:
+            sentence = f"in_process serves one trainer, not {train.trainers}; use grpc, or train.trainers 1"
+            _impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _table_fits_its_shards(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory, model = info.data.get("memory"), info.data.get("model")
+        if memory is None or model is None:
+            return store
+        needed = sum(_shard_bytes(table, store.shards) for table in _tables(memory, model, seed=0))
+        if needed > store.shard_memory_gib * GIB:
+            sentence = (
+                f"a shard needs {needed / GIB:.3g} GiB and may take {store.shard_memory_gib:.3g} GiB: "
+                f"{memory.sub_keys} * {memory.sub_keys} rows of {model.dim} {memory.values.dtype} values "
+                f"with the state of {memory.values.optimizer}, over {store.shards} shards; use more shards, "
+                "fewer sub_keys or an optimizer with less state, or allow more memory"
+            )
+            _impossible("shard_memory_gib", store.shard_memory_gib, sentence)
+        return store
+
+    def tables(self) -> tuple[TableSpec, ...]:
+        """The value tables of the job, in the order of their layers; none for a dense model."""
+        return () if self.memory is None else _tables(self.memory, self.model, self.seed)
+
+    def table_rows(self) -> int:
+        """Rows of all value tables together: K = n*n when the table is shared, 0 for a dense model."""
+        return sum(table.rows for table in self.tables())
+
+    def table_bytes(self) -> int:
+        """Bytes of all rows over all shards: values, optimizer state and access statistics."""
+        return sum(table.rows * table.bytes_per_row for table in self.tables())
+
+    def twin(self, kind: Literal["dense", "deep"]) -> JobSpec:
+        """The same job without memory, to compare with: equal layers ("dense") or twice as many ("deep")."""
+        suffix = f"-{kind}"
+        settings: dict[str, Any] = self.model_dump()
+        settings["name"] = self.name[: NAME_LENGTH_MAX - len(suffix)] + suffix
+        settings["memory"] = None
+        if kind == "deep":
+            settings["model"]["layers"] *= 2
+        return JobSpec.model_validate(settings)
+
+
+def _tables(memory: MemorySpec, model: ModelSpec, seed: int) -> tuple[TableSpec, ...]:
+    values = memory.values
+    names = dict.fromkeys(memory.table_name(layer) for layer in sorted(memory.layers))
+    return tuple(
+        TableSpec(
+            name=name,
+            rows=memory.sub_keys**2,
+            dim=model.dim,
+            dtype=values.dtype,
+            seed=seed + position,  # the tables of one job must not start equal
+            optimizer=OptimizerSpec(kind=values.optimizer, betas=values.betas, eps=values.eps),
+        )
+        for position, name in enumerate(names)
+    )
+
+
+def _shard_bytes(table: TableSpec, shards: int) -> int:
+    """Bytes of the fullest shard: it owns whole buckets, each as large as the largest."""
+    return -(-BUCKETS // shards) * bucket_capacity(table.rows) * table.bytes_per_row

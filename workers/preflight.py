@@ -1,0 +1,41 @@
+"""What can be known to go wrong before anything starts: no corpus, no device, no room for the table.
+
+Light to import, so that a mistake is told at once, and before a run folder is made.
+"""
+
+from __future__ import annotations
+
+import os
+
+from memory_store.errors import UsageError
+from workers.corpus import open_corpus
+from workers.job_spec import JobSpec
+
+
+def check_job(job: JobSpec) -> None:
+    """Raises UsageError for a job that can't run on this machine."""
+    tokens = open_corpus(job.data.corpus).tokens("train").size
+    if tokens <= job.data.sequence_length:
+        raise UsageError(
+            f"The training text of {job.data.corpus} has {tokens} tokens, fewer than one sequence of "
+            f"{job.data.sequence_length}; give more text or shorter sequences."
+        )
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if job.table_bytes() > memory_bytes:
+        raise UsageError(
+            f"The value table needs {job.table_bytes() / 2**30:.1f} GiB and this machine has "
+            f"{memory_bytes / 2**30:.1f} GiB; use fewer sub_keys, a smaller dim, bfloat16 values or an optimizer "
+            "with less state."
+        )
+    if job.train.device == "cuda" or job.train.precision == "bfloat16":
+        _check_cuda(job)
+
+
+def _check_cuda(job: JobSpec) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        setting = "device: cuda" if job.train.device == "cuda" else "precision: bfloat16"
+        raise UsageError(
+            f"train.{setting} needs a CUDA device, and none is usable here; use device: auto and precision: float32."
+        )

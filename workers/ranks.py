@@ -1,0 +1,60 @@
+"""The trainers of a job as one trainer sees them: its rank, and the few collectives that training needs.
+
+Nothing is pickled: what ranks tell each other are tensors. With one trainer no process group is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from memory_store.messages import Sender
+
+_SESSION_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This trainer's `rank` of `world`, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this trainer does what is done once: cuts, logs, opening the group."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all trainers."""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Sums over all trainers, in float64."""
+        if self.world == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(number) for number in tensor.tolist()]
+
+    def from_leader(self, number: int) -> int:
+        """The leader's number, at every trainer."""
+        if self.world == 1:
+            return number
+        tensor = torch.tensor([number], dtype=torch.int64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return int(tensor.item())
+
+    def sender_from_leader(self, sender: Sender | None) -> Sender:
+        """The leader's sender (None elsewhere), with this trainer's own writer number."""
+        if self.world == 1 and sender is not None:
+            return sender
+        session = sender.session if sender is not None else "0" * _SESSION_BYTES
+        letters = torch.tensor(list(session.encode()), dtype=torch.int64, device=self.device)
+        dist.broadcast(letters, 0)
+        epoch = self.from_leader(sender.epoch if sender is not None else 0)
+        return Sender(bytes(letters.tolist()).decode(), epoch, self.rank)

@@ -1,0 +1,67 @@
+"""A run's folder: one place for all that a run leaves behind.
+
+  job.yaml         the job as it was resolved, defaults and overrides included
+  metrics.jsonl    one line per step (report.py: StepRecord)
+  report.json      the figures of the finished run (report.py: Report)
+  access-map.arrow how often each pair of sub-keys was used on held-out text
+  plots/           loss.png, access-map.png
+  cuts/            checkpoints (memory_store/cuts.py)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from memory_store.durable_files import replace_file
+from memory_store.errors import UsageError
+from workers.job_spec import JobSpec
+
+
+class RunFolder:
+    """The files of the run at `path`; nothing is created before `create`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).absolute()
+        self.job_path = self.path / "job.yaml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.report_path = self.path / "report.json"
+        self.access_map_path = self.path / "access-map.arrow"
+        self.failure_path = self.path / "failure.json"
+        self.plots_path = self.path / "plots"
+        self.cuts_path = self.path / "cuts"
+
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.job_path.is_file()
+
+    def create(self, job: JobSpec) -> None:
+        """Make the folder and keep the job in it. Raises UsageError if something is there already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UsageError(
+                f"{self.path} exists already; continue it with --resume, choose another folder with --run, or replace it with --overwrite."
+            )
+        self.cuts_path.mkdir(parents=True)
+        self.plots_path.mkdir()
+        self.save_job(job)
+
+    def remove(self) -> None:
+        """Delete the run. Raises UsageError if the folder is not a run's."""
+        if not self.exists():
+            raise UsageError(f"{self.path} is not the folder of a run (it has no job.yaml); it was not removed.")
+        shutil.rmtree(self.path)
+
+    def save_job(self, job: JobSpec) -> None:
+        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+        replace_file(self.job_path, text.encode())
+
+    def load_job(self) -> JobSpec:
+        """The job of this run. Raises UsageError if there is none or it can't be read."""
+        if not self.exists():
+            raise UsageError(f"{self.path} is not the folder of a run: it has no job.yaml.")
+        try:
+            return JobSpec.model_validate(yaml.safe_load(self.job_path.read_text(encoding="utf-8")))
+        except (ValueError, yaml.YAMLError) as error:
+            raise UsageError(f"{self.job_path} can't be read as a job: {error}") from None

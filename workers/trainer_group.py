@@ -1,0 +1,270 @@
+"""Running a job: shards, trainers, and the report at the end.
+
+With `store.carrier: grpc` the shards are Ray actors and the trainers a Ray Train worker group, on the cluster this
+process is connected to or on an embedded one that is started here. Ray Train restarts the group when a trainer or a
+shard fails; the trainers then go on from the last cut. With `in_process` the only trainer and its shards run right here,
+without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from memory_store import errors
+from memory_store.actor import ShardGroup, start_shards
+from memory_store.client import StoreClient
+from memory_store.durable_files import replace_file
+from memory_store.errors import CutError, NonFiniteGradientError, PkmError, StoreError, UsageError
+from memory_store.opening import in_process_store
+from memory_store.statistics import access_map
+from workers.access_map_file import save_access_map
+from workers.job_spec import JobSpec
+from workers.plots import draw_access_map, draw_losses
+from workers.preflight import check_job
+from workers.ranks import Ranks
+from workers.report import EvaluationReport, Progress, Report, last_record, read_records
+from workers.run_folder import RunFolder
+from workers.training import Trainer
+from workers.training_cut import latest_cut
+
+MAP_SIDE_MAX = 512
+RESTARTS_MAX = 100
+_POLL_S = 0.5
+_EVALUATION = "evaluation.json"
+
+# These would only come again after a restart.
+_FINAL_ERRORS = (UsageError, CutError, NonFiniteGradientError)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the leading trainer hands over at the end."""
+
+    evaluation: EvaluationReport
+    dense_parameters: int
+
+
+def train(
+    job: JobSpec, run: RunFolder, *, resume: bool = False, on_progress: Callable[[Progress], None]
+) -> Report:
+    """Train a job in its run folder, and write its report and plots. Blocks until the end.
+
+    `run` must hold the job already (`RunFolder.create`); with `resume` it may have been changed since, and the run goes on
+    from its last cut. Raises UsageError for what is wrong with the job or its data, CutError for a damaged cut, StoreError
+    if shards or trainers fail for good.
+    """
+    begun = time.time()
+    check_job(job)
+    if resume:
+        latest_cut(run.cuts_path)
+    on_progress(Progress("starting", 0, job.train.steps))
+    run.failure_path.unlink(missing_ok=True)
+    with _reporting(job, run, on_progress):
+        if job.store.carrier == "in_process":
+            outcome, restarts = _train_here(job, run), 0
+        else:
+            outcome, restarts = _train_on_ray(job, run)
+    report = _report(job, run, outcome, restarts, time.time() - begun)
+    replace_file(run.report_path, report.model_dump_json(indent=2).encode() + b"\n")
+    return report
+
+
+# ---- in this process ---------------------------------------------------------------------------------------------
+
+
+def _train_here(job: JobSpec, run: RunFolder) -> _Outcome:
+    store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup) if job.memory else None
+    return _run_trainer(job, run, Ranks(device=_device(job)), store)
+
+
+def _run_trainer(job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> _Outcome:
+    torch.use_deterministic_algorithms(ranks.device.type == "cpu")
+    trainer = Trainer(job, run, ranks, store)
+    evaluation = trainer.train()
+    if store is not None and job.memory is not None and ranks.leads:
+        side = min(job.memory.sub_keys, MAP_SIDE_MAX)
+        maps = [access_map(store, table, job.memory.sub_keys, side) for table in store.specs]
+        save_access_map(run.access_map_path, sum(maps[1:], start=maps[0]))
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return _Outcome(evaluation, parameters)
+
+
+def _device(job: JobSpec) -> torch.device:
+    cuda = job.train.device == "cuda" or (job.train.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
+
+
+# ---- on Ray ------------------------------------------------------------------------------------------------------
+
+
+def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    start_embedded_ray(job.train.trainers + (job.store.shards if job.memory else 0))
+    shards = start_shards(job.name, job.tables(), job.store.shards) if job.memory else None
+    threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "job": job.model_dump_json(),
+            "run": str(run.path),
+            "shards": shards.group if shards else None,
+        },
+        scaling_config=ScalingConfig(num_workers=job.train.trainers, use_gpu=_device(job).type == "cuda"),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=str(run.path / "ray"),
+            failure_config=FailureConfig(max_failures=RESTARTS_MAX),
+            worker_runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+            },
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise StoreError(f"The trainers failed more than {RESTARTS_MAX} times; the last failure: {error}") from error
+    finally:
+        if shards is not None:
+            shards.stop()
+    if run.failure_path.is_file():
+        failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
+        error_class: type[PkmError] = getattr(errors, failure["kind"], StoreError)
+        raise error_class(failure["message"])
+    done = json.loads((run.path / _EVALUATION).read_text(encoding="utf-8"))
+    outcome = _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
+    return outcome, max(0, done["attempts"] - 1)
+
+
+def start_embedded_ray(processes: int) -> None:
+    """Start a Ray for this process alone, with room for `processes` shards and trainers, unless there is one."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Shards hold state: they must not run at lower priority than others, nor be the first to be killed.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, processes),
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=100 << 20,
+    )
+
+
+def _train_worker(config: dict[str, object]) -> None:
+    """What each trainer process runs; Ray Train calls it again in a new process after a failure."""
+    import ray.train
+
+    job = JobSpec.model_validate_json(str(config["job"]))
+    run = RunFolder(Path(str(config["run"])))
+    if run.failure_path.exists():
+        return
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), _device(job))
+    attempts = _count_attempt(run) if ranks.leads else 0
+    group = config["shards"]
+    try:
+        store = group.connect(lookup=job.store.lookup) if isinstance(group, ShardGroup) else None
+        outcome = _run_trainer(job, run, ranks, store)
+    except _FINAL_ERRORS as error:
+        failure = {"kind": type(error).__name__, "message": str(error)}
+        replace_file(run.failure_path, json.dumps(failure).encode())
+        return
+    if ranks.leads:
+        done = {
+            "evaluation": outcome.evaluation.model_dump(mode="json"),
+            "dense_parameters": outcome.dense_parameters,
+            "attempts": attempts,
+        }
+        replace_file(run.path / _EVALUATION, json.dumps(done).encode())
+
+
+def _count_attempt(run: RunFolder) -> int:
+    path = run.path / "attempts"
+    attempts = int(path.read_text()) + 1 if path.is_file() else 1
+    replace_file(path, str(attempts).encode())
+    return attempts
+
+
+# ---- telling -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], None]) -> Iterator[None]:
+    """Follow the run's log in a thread, and tell of each new line."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        told = -1
+        usage = None
+        while not stop.wait(_POLL_S):
+            record = last_record(run.metrics_path)
+            if record is None or record.step == told:
+                continue
+            recent = read_records(run.metrics_path)[-USAGE_LINES:]
+            usage = next((line.memory_usage for line in reversed(recent) if line.memory_usage is not None), usage)
+            rate = sorted(line.tokens_per_second for line in recent)[len(recent) // 2]
+            left = (job.train.steps - record.step) * job.train.batch_tokens / rate
+            phase = "recovering" if record.step < told else "evaluating" if record.step == job.train.steps else "training"
+            told = record.step
+            on_progress(Progress(phase, record.step, job.train.steps, record.loss, rate, usage, left))
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+USAGE_LINES = 40
+
+
+def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, restarts: int, wall_seconds: float) -> Report:
+    records = read_records(run.metrics_path)
+    plots = [draw_losses(records, run.plots_path / "loss.png", job.name)]
+    if job.memory is not None:
+        plots.append(draw_access_map(run.access_map_path, run.plots_path / "access-map.png", job.name))
+    tables = list(outcome.evaluation.memory.values())
+    count = max(1, len(tables))
+    train_seconds = sum(record.seconds for record in records)
+    return Report(
+        name=job.name,
+        test_perplexity=outcome.evaluation.perplexity,
+        test_tokens=outcome.evaluation.tokens,
+        memory_usage=sum(table.usage for table in tables) / count if tables else None,
+        kl_to_uniform=sum(table.kl_to_uniform for table in tables) / count if tables else None,
+        top1_share=sum(table.top1_share for table in tables) / count if tables else None,
+        dead_slots=sum(table.dead_slots for table in tables) if tables else None,
+        final_loss=records[-1].loss,
+        tokens_per_second=job.train.batch_tokens * len(records) / train_seconds,
+        train_seconds=train_seconds,
+        wall_seconds=wall_seconds,
+        steps=job.train.steps,
+        tokens=job.train.steps * job.train.batch_tokens,
+        dense_parameters=outcome.dense_parameters,
+        table_rows=job.table_rows(),
+        table_bytes=job.table_bytes(),
+        trainers=job.train.trainers,
+        shards=job.store.shards if job.memory else 0,
+        restarts=restarts,
+        run=str(run.path),
+        cut=str(latest_cut(run.cuts_path)),
+        plots=[str(plot) for plot in plots],
+    )

@@ -1,0 +1,214 @@
+"""Training, as one trainer runs it. The step reads top to bottom in `Trainer.train_step`.
+
+All trainers of a job run this same code. The leader opens the writers' group, restores the last cut if there is one,
+writes cuts and logs. A failure of anything ends in the same place: the group starts again, here, from the last cut. The
+order of the text, the learning rates and the row updates are functions of the step alone, so what follows is bit
+for bit what would have followed without the failure.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from memory_store.client import StoreClient
+from memory_store.cuts import complete_cuts, cut_folder
+from memory_store.statistics import touched_share
+from workers.batches import TrainingBatches
+from workers.corpus import Corpus, open_corpus
+from workers.evaluation import evaluate
+from workers.job_spec import JobSpec
+from workers.ranks import Ranks
+from workers.report import EvaluationReport, StepRecord, append_record, forget_after
+from workers.run_folder import RunFolder
+from workers.schedules import dense_factor, values_factor
+from workers.training_cut import restore_optimizer, restore_tables, restore_weights, write_cut
+from workers.transformer import Transformer
+
+USAGE_WINDOW_STEPS = 100
+USAGE_EVERY_STEPS = 20
+
+
+class _Loss(nn.Module):
+    """The model with its loss as the forward pass, the form in which DistributedDataParallel averages gradients."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(inputs, targets)
+
+
+def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
+    """The job's model with its first weights, its memory layers reading the tables of `store`."""
+    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+    model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
+    return model.to(device)
+
+
+class Trainer:
+    """One trainer of a job; see the module."""
+
+    def __init__(self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> None:
+        self.job, self.run, self.ranks, self.store = job, run, ranks, store
+        self.corpus = open_corpus(job.data.corpus)
+        self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
+        self.model = build_model(job, self.corpus, store, ranks.device)
+        self.parallel: nn.Module = _Loss(self.model)
+        if ranks.world > 1:
+            # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
+            self.parallel = DistributedDataParallel(self.parallel, broadcast_buffers=False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
+        )
+        self.step = 0
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+
+    def train(self) -> EvaluationReport:
+        """Train from the last cut, or from the start, to the last step; then evaluate on the test text."""
+        self._start()
+        train = self.job.train
+        while self.step < train.steps:
+            record = self.train_step()
+            if self.step % train.evaluate_every == 0 and self.step < train.steps:
+                record = self._with_validation(record)
+            if self.ranks.leads:
+                append_record(self.run.metrics_path, record)
+            if self.step % train.cut_every == 0 or self.step == train.steps:
+                self._cut()
+        return evaluate(self.model, self.store, self.corpus, self.job, "test", ranks=self.ranks)
+
+    def _start(self) -> None:
+        """Open the writers' group, then restore the last cut or take the first values."""
+        ranks, store = self.ranks, self.store
+        if store is not None:
+            store.join(
+                ranks.sender_from_leader(store.take_over(ranks.world) if ranks.leads else None), ranks.world
+            )
+        cuts = complete_cuts(self.run.cuts_path) if ranks.leads else []
+        self.step = ranks.from_leader(int(cuts[-1].name.removeprefix("step-")) if cuts else 0)
+        if self.step:
+            folder = cut_folder(self.run.cuts_path, self.step)
+            restore_weights(folder, self.model)
+            restore_optimizer(folder, self.model, self.optimizer)
+            if store is not None and ranks.leads:
+                restore_tables(folder, store)
+        elif store is not None and ranks.leads:
+            store.initialise()
+        if ranks.leads:
+            forget_after(self.run.metrics_path, self.step)
+        ranks.barrier()
+        if store is not None:
+            store.version = self.step
+
+    # ---- the step ------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> StepRecord:
+        """One optimizer step of the dense weights and of the tables."""
+        begun = time.perf_counter()
+        train, ranks = self.job.train, self.ranks
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        loss_sum = 0.0
+        for micro in range(train.gradient_accumulation):
+            inputs, targets = self._batch(micro)
+            last = micro == train.gradient_accumulation - 1
+            with self._gradients_stay_local() if not last else nullcontext(), self._precision():
+                loss = self.parallel(inputs, targets) / train.gradient_accumulation
+                loss.backward()
+            loss_sum += loss.item()
+
+        rate = train.lr * dense_factor(train, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
+        self.optimizer.step()
+        values_rate, values_norm = self._step_tables()
+
+        self.step += 1
+        (loss_mean,) = (total / ranks.world for total in ranks.sum(loss_sum))
+        seconds = time.perf_counter() - begun
+        return StepRecord(
+            step=self.step,
+            loss=loss_mean,
+            learning_rate=rate,
+            gradient_norm=float(norm),
+            seconds=seconds,
+            tokens_per_second=train.batch_tokens / seconds,
+            values_learning_rate=values_rate,
+            values_gradient_norm=values_norm,
+            memory_usage=self._recent_usage(),
+        )
+
+    def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        train, ranks = self.job.train, self.ranks
+        inputs, targets = self.batches.batch(
+            self.step,
+            ranks.rank,
+            ranks.world,
+            micro,
+            train.gradient_accumulation,
+            train.batch_tokens // self.job.data.sequence_length,
+        )
+        return torch.from_numpy(inputs).to(ranks.device), torch.from_numpy(targets).to(ranks.device)
+
+    def _step_tables(self) -> tuple[float | None, float | None]:
+        """Apply the row optimizer on every shard; the values' learning rate and, if clipped, gradient norm."""
+        if self.store is None or self.job.memory is None:
+            return None, None
+        values = self.job.memory.values
+        rate = values.lr * values_factor(values, self.job.train, self.step)
+        clip = dict.fromkeys(self.store.specs, values.clip_norm) if values.clip_norm is not None else {}
+        result = self.store.step(dict.fromkeys(self.store.specs, rate), clip)
+        return rate, max(result.gradient_norms.values(), default=None)
+
+    def _gradients_stay_local(self) -> torch._C._GeneratorContextManager | nullcontext[None]:  # type: ignore[name-defined]
+        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+
+    def _precision(self) -> torch.autocast | nullcontext[None]:
+        if self.job.train.precision == "bfloat16":
+            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    # ---- beside the step -----------------------------------------------------------------------------------------
+
+    def _recent_usage(self) -> float | None:
+        if self.store is None or not self.ranks.leads or self.step % USAGE_EVERY_STEPS:
+            return None
+        since = max(0, self.step - USAGE_WINDOW_STEPS)
+        shares = [touched_share(self.store, table, since) for table in self.store.specs]
+        return sum(shares) / len(shares)
+
+    def _with_validation(self, record: StepRecord) -> StepRecord:
+        report = evaluate(
+            self.model,
+            self.store,
+            self.corpus,
+            self.job,
+            "validation",
+            ranks=self.ranks,
+            tokens_max=self.job.train.evaluation_tokens,
+        )
+        tables = list(report.memory.values())
+        return record.model_copy(
+            update={
+                "validation_perplexity": report.perplexity,
+                "validation_usage": sum(table.usage for table in tables) / len(tables) if tables else None,
+                "validation_kl": sum(table.kl_to_uniform for table in tables) / len(tables) if tables else None,
+            }
+        )
+
+    def _cut(self) -> None:
+        if self.store is not None:
+            self.store.synchronise()
+        self.ranks.barrier()
+        if self.ranks.leads:
+            write_cut(self.run.cuts_path, self.step, self.job, self.model, self.optimizer, self.store)
+        self.ranks.barrier()
