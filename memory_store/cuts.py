@@ -72,6 +72,11 @@ def cut_folder(cuts: Path, step: int) -> Path:
     return cuts / f"step-{step:08d}"
 
 
+def cut_step(folder: Path) -> int:
+    """The step of a cut's folder, from its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def begin_cut(cuts: Path, step: int) -> Path:
     """An empty folder for the cut of `step`; what an interrupted attempt left there is removed, a complete
     cut is not.
@@ -150,7 +155,7 @@ def complete_cuts(cuts: Path) -> list[Path]:
         for folder in cuts.iterdir()
         if _FOLDER.fullmatch(folder.name) and (folder / MANIFEST).is_file()
     ]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+    return sorted(folders, key=cut_step)
 
 
 def prune_cuts(cuts: Path, keep: int) -> None:

@@ -30,3 +30,11 @@ class NonFiniteGradientError(StoreError):
 
 class CutError(PkmError):
     """A cut (checkpoint) is incomplete or damaged; the message names the file."""
+
+
+def error_named(kind: str, message: str) -> PkmError:
+    """The error of class `kind` with `message`, as it came from another process; StoreError if there is no such class."""
+    found = globals().get(kind)
+    if isinstance(found, type) and issubclass(found, PkmError):
+        return found(message)
+    return StoreError(message)

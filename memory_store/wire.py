@@ -21,9 +21,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from memory_store import errors
 from memory_store import messages as m
-from memory_store.errors import PkmError, StoreError
+from memory_store.errors import PkmError, StoreError, error_named
 from protos import store_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -237,7 +236,4 @@ def failure(error: PkmError) -> m.Failure:
 
 def raised(reply: m.Failure) -> PkmError:
     """The error that a Failure stands for."""
-    cls = getattr(errors, reply.kind, None)
-    if isinstance(cls, type) and issubclass(cls, PkmError):
-        return cls(reply.message)
-    return StoreError(reply.message)
+    return error_named(reply.kind, reply.message)

@@ -40,7 +40,7 @@ class TrainingBatches:
     def batch(
         self, step: int, rank: int, world: int, micro: int, accumulation: int, sequences: int
     ) -> tuple[Batch, Batch]:
-        """Inputs and targets, each [sequences / (world * accumulation), L], of one micro-batch of one trainer.
+        """Inputs and targets, each [sequences / (world * accumulation), L], of one trainer's micro-batch.
 
         Steps, ranks and micro-batches count from 0; `sequences` is the size of the whole step. The parts in
         order of (rank, micro) are the whole step in order. Raises UsageError if the text has fewer windows
@@ -48,8 +48,8 @@ class TrainingBatches:
         """
         if sequences > self.windows:
             raise UsageError(
-                f"A step needs {sequences} sequences of {self.sequence_length} tokens, and the training text has "
-                f"{self.windows}; give more text or a smaller train.batch_tokens."
+                f"A step needs {sequences} sequences of {self.sequence_length} tokens, and the training text "
+                f"has {self.windows}; give more text or a smaller train.batch_tokens."
             )
         part, rest = divmod(sequences, world * accumulation)
         if rest:
@@ -87,8 +87,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[Batch, Batch, NDArray[np.bool_]]]:
     """Yield (inputs, targets, mask), each [B, L] with B <= `sequences`, in order of the text.
 
-    Over all ranks every token of the first `limit_tokens` but the very first, which nothing comes before, is a
-    target with mask True exactly once. The mask is False only where the last window is padded, with zeros.
+    Over all ranks each of the first `limit_tokens` tokens but the very first, which nothing comes before, is
+    a target with mask True exactly once. The mask is False only where the last window is padded, with zeros.
     Rank r takes every `world`-th batch from the r-th on: what a batch holds does not depend on `world`, and a
     rank may get none. Raises UsageError if there is nothing to predict.
     """

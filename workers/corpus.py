@@ -4,14 +4,8 @@
                     last key is its own checksum
   tokenizer.json    the tokenizer, learned from the training text alone (tokenizer.py)
   train.arrow, validation.arrow, test.arrow
-                    Arrow IPC files with one record batch of one column `tokens` (uint16, or uint32 if the
-                    vocabulary has more than 65536 tokens): each document's tokens and an end-of-text token,
-                    in the order of the files. One batch is one block of bytes, so a split of any size is
-                    memory-mapped as one array.
-
-The last documents are held out, whole: test is the shortest run of documents at the end that has its share of
-the characters, validation likewise before it, each at least one document. With fewer than three documents the
-text is cut by position instead, and `split_by` says so.
+                    the tokens of each document and an end-of-text token, document after document in the order
+                    of the files (token_files.py); the last documents are those held out (splits.py)
 
 A folder is made beside its final place, brought to the disk and renamed: it is there whole or not at all, and
 nothing is ever written over. The same files and settings give the same bytes. Text streams through; memory is
@@ -29,17 +23,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
 from memory_store.durable_files import sha256_of, sync_file, sync_folder
 from memory_store.errors import UsageError
 from workers.documents import check_files, read_documents
+from workers.splits import SPLITS, SplitBy, split_documents, split_ranges
+from workers.token_files import Tokens, map_tokens, write_tokens
 from workers.tokenizer import (
     END_OF_TEXT_ID,
     check_vocabulary_size,
@@ -48,12 +42,11 @@ from workers.tokenizer import (
     train_tokenizer,
 )
 
-SPLITS = ("train", "validation", "test")
+Content = TypeVar("Content")
+
 INFO_FILE = "corpus.json"
 TOKENIZER_FILE = "tokenizer.json"
-UINT16_VOCABULARY_MAX = 1 << 16
 
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done."""
 
@@ -63,7 +56,7 @@ class _Record(BaseModel):
 
 
 class FileInfo(_Record):
-    """A file's name without its folder, its bytes, and their SHA-256."""
+    """A file's name without its folder, its size in bytes, and their SHA-256."""
 
     name: str
     size: int
@@ -93,7 +86,7 @@ class CorpusInfo(CorpusSettings):
 
     format: Literal[1] = 1
     end_of_text: int = END_OF_TEXT_ID
-    split_by: Literal["documents", "position"]
+    split_by: SplitBy
     splits: dict[str, SplitInfo]
     files: tuple[FileInfo, ...]
 
@@ -108,7 +101,7 @@ class Corpus:
     splits: Mapping[str, Tokens]
 
     def tokens(self, split: str) -> Tokens:
-        """The tokens of a split, [T] uint16 or uint32, read-only, memory-mapped: they are read when used."""
+        """The tokens [T] of a split, uint16 or uint32, read-only; from the disk only where they are used."""
         if split not in self.splits:
             raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(SPLITS)}.")
         return self.splits[split]
@@ -141,29 +134,27 @@ def prepare_corpus(
         progress("prepared already", 1.0)
         return made
     lengths = list(map(len, _documents(files, text_column, progress)))
-    split_by, ranges = _split_ranges(lengths, validation_share, test_share)
+    split_by, ranges = split_ranges(lengths, validation_share, test_share)
+
+    def parts(phase: str, characters: int) -> Iterator[tuple[str, str]]:
+        documents = _documents(files, text_column)
+        return _reported(split_documents(documents, ranges), phase, characters, progress)
 
     with _whole_or_not_at_all(folder) as unfinished:
-        parts = takewhile(lambda part: part[0] == "train", _parts(_documents(files, text_column), ranges))
-        texts = _reported(parts, "training the tokenizer", len(ranges["train"]), progress)
-        tokenizer = train_tokenizer((text for _, text in texts), vocab_size)
+        training = takewhile(_is_training, parts("training the tokenizer", len(ranges["train"])))
+        tokenizer = train_tokenizer((text for _, text in training), vocab_size)
         (unfinished / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-
-        splits = {}
-        parts = _reported(_parts(_documents(files, text_column), ranges), "encoding", sum(lengths), progress)
-        for split, group in groupby(parts, key=lambda part: part[0]):
+        for split, group in groupby(parts("encoding", sum(lengths)), key=lambda part: part[0]):
             blocks = encode_documents(tokenizer, (text for _, text in group))
-            documents, tokens = _write_tokens(unfinished / f"{split}.arrow", blocks, vocab_size)
-            splits[split] = SplitInfo(documents=documents, characters=len(ranges[split]), tokens=tokens)
-
-        made = CorpusInfo(
+            write_tokens(unfinished / f"{split}.arrow", blocks, vocab_size)
+        info = CorpusInfo(
             **dict(settings),
             split_by=split_by,
-            splits=splits,
-            files=tuple(_file_info(path) for path in sorted(unfinished.iterdir())),
+            splits={split: _split_info(unfinished / f"{split}.arrow", ranges[split]) for split in SPLITS},
+            files=tuple(map(_file_info, sorted(unfinished.iterdir()))),
         )
-        (unfinished / INFO_FILE).write_bytes(_info_to_json(made))
-    return made
+        (unfinished / INFO_FILE).write_bytes(_info_to_json(info))
+    return info
 
 
 def open_corpus(folder: Path) -> Corpus:
@@ -175,11 +166,9 @@ def open_corpus(folder: Path) -> Corpus:
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
-    splits = {split: _map_tokens(folder / f"{split}.arrow", info.splits[split].tokens) for split in SPLITS}
-    return Corpus(folder, info, load_tokenizer(folder / TOKENIZER_FILE), splits)
-
-
-# ---- settings, and a folder that exists ----------------------------------------------------------------------
+    tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
+    splits = {split: _open(folder / f"{split}.arrow", map_tokens) for split in SPLITS}
+    return Corpus(folder, info, tokenizer, splits)
 
 
 def _settings(
@@ -201,13 +190,6 @@ def _settings(
     )
 
 
-def _file_info(path: Path) -> FileInfo:
-    try:
-        return FileInfo(name=path.name, size=path.stat().st_size, sha256=sha256_of(path))
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}.") from None
-
-
 def _made_already(folder: Path, settings: CorpusSettings) -> CorpusInfo | None:
     """The corpus in `folder` if its settings are these, None if nothing is there; UsageError otherwise."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -219,13 +201,9 @@ def _made_already(folder: Path, settings: CorpusSettings) -> CorpusInfo | None:
     if other:
         names = " and ".join(name.replace("_", " ") for name in other)
         raise UsageError(
-            f"{folder} is a corpus already, made with other {names}; nothing was written over. Choose another "
-            "--out."
+            f"{folder} is a corpus made with other {names}; nothing was written over. Choose another --out."
         )
     return made
-
-
-# ---- documents and splits ------------------------------------------------------------------------------------
 
 
 def _documents(
@@ -236,40 +214,8 @@ def _documents(
         yield from read_documents(path, text_column)
 
 
-def _split_ranges(
-    lengths: Sequence[int], validation_share: float, test_share: float
-) -> tuple[Literal["documents", "position"], dict[str, range]]:
-    """Which characters belong to which split, counted through all documents in order."""
-    total = sum(lengths)
-    if len(lengths) < 3:
-        test = min(int(total * (1 - test_share)), total - 1)
-        validation = min(int(test - total * validation_share), test - 1)
-        return "position", _ranges(validation, test, total)
-    begins = np.cumsum([0, *lengths[:-1]])
-
-    def last_begin_before(character: float, first: int, last: int) -> int:
-        return int(np.clip(np.searchsorted(begins, character, side="right") - 1, first, last))
-
-    test = last_begin_before(total * (1 - test_share), 2, len(lengths) - 1)
-    validation = last_begin_before(begins[test] - total * validation_share, 1, test - 1)
-    return "documents", _ranges(int(begins[validation]), int(begins[test]), total)
-
-
-def _ranges(validation: int, test: int, total: int) -> dict[str, range]:
-    return {"train": range(validation), "validation": range(validation, test), "test": range(test, total)}
-
-
-def _parts(documents: Iterable[str], ranges: Mapping[str, range]) -> Iterator[tuple[str, str]]:
-    """Yield every document with the name of its split; one that a split's end cuts, in its parts."""
-    begin = 0
-    for text in documents:
-        for split, characters in ranges.items():
-            part = text[max(characters.start - begin, 0) : max(characters.stop - begin, 0)]
-            if part:
-                yield split, part
-        begin += len(text)
-    if begin != ranges["test"].stop:
-        raise UsageError("The files were changed while they were being read; prepare the corpus again.")
+def _is_training(part: tuple[str, str]) -> bool:
+    return part[0] == "train"
 
 
 def _reported(
@@ -283,9 +229,6 @@ def _reported(
         if done * 1000 // characters > permille:
             permille = done * 1000 // characters
             progress(phase, done / characters)
-
-
-# ---- files ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -305,47 +248,25 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
             sync_file(path)
         sync_folder(unfinished)
         try:
-            os.rename(unfinished, target)  # refuses a folder that holds anything
-        except OSError:
+            os.rename(unfinished, target)  # refused where anything is
+        except OSError as error:
             raise UsageError(
-                f"{folder} was made by someone else meanwhile; nothing was written over."
+                f"{folder} can't be put in its place: {error.strerror}. Nothing was written over."
             ) from None
         sync_folder(target.parent)
 
 
-def _write_tokens(path: Path, blocks: Iterable[NDArray[np.uint32]], vocabulary_size: int) -> tuple[int, int]:
-    """Write a split; how many documents and tokens it has.
-
-    One record batch needs its length first, so the tokens go to a plain file before, and are mapped from there.
-    """
-    kind = np.dtype(np.uint16 if vocabulary_size <= UINT16_VOCABULARY_MAX else np.uint32)
-    plain = path.with_suffix(".partial")
-    documents = tokens = 0
-    with open(plain, "wb") as file:
-        for block in blocks:
-            file.write(block.astype(kind).tobytes())
-            documents += int(np.count_nonzero(block == END_OF_TEXT_ID))
-            tokens += block.size
-    field = pa.field("tokens", pa.from_numpy_dtype(kind), nullable=False)
-    with pa.memory_map(str(plain)) as source:
-        column = pa.Array.from_buffers(field.type, tokens, [None, source.read_buffer()])
-        batch = pa.record_batch([column], schema=pa.schema([field]))
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-    plain.unlink()
-    return documents, tokens
-
-
-def _map_tokens(path: Path, length: int) -> Tokens:
+def _file_info(path: Path) -> FileInfo:
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            batch = reader.get_batch(0)
-            tokens: Tokens = batch.column("tokens").to_numpy(zero_copy_only=True)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise _damaged(path, str(error)) from None
-    if tokens.dtype not in (np.uint16, np.uint32) or tokens.size != length:
-        raise _damaged(path, f"it has {tokens.size} tokens of {tokens.dtype}, {INFO_FILE} says {length}")
-    return tokens
+        return FileInfo(name=path.name, size=path.stat().st_size, sha256=sha256_of(path))
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}.") from None
+
+
+def _split_info(path: Path, characters: range) -> SplitInfo:
+    tokens = map_tokens(path)
+    documents = tokens.size - int(np.count_nonzero(tokens))  # the end of text is token 0
+    return SplitInfo(documents=documents, characters=len(characters), tokens=tokens.size)
 
 
 def _info_to_json(info: CorpusInfo) -> bytes:
@@ -369,6 +290,13 @@ def _read_info(folder: Path) -> CorpusInfo:
     if not intact:
         raise _damaged(path, "it is not as it was written")
     return info
+
+
+def _open(path: Path, read: Callable[[Path], Content]) -> Content:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _damaged(path: Path, why: str) -> UsageError:

@@ -4,7 +4,7 @@ A document is read exactly as it stands in its file; nothing but whitespace is n
 document, or one small batch of Parquet rows, is in memory at a time, so files may be larger than memory.
 Whatever is wrong with a file is a UsageError that names the file and the place in it.
 
-  .txt               UTF-8; a line with only a form feed ends a document: without one, the file is one document
+  .txt               UTF-8; a line with only a form feed ends a document, so without one the file is one
   .jsonl, .jsonl.gz  one JSON object a line, the document in the field `text_column`
   .parquet           one document a row, in the column `text_column`
 """
@@ -16,7 +16,6 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +44,7 @@ def check_files(files: Sequence[Path]) -> None:
 
 
 def read_documents(path: Path, text_column: str) -> Iterator[str]:
-    """Yield the documents of one file in order. Raises UsageError if the file holds none or can't be understood."""
+    """Yield the documents of one file. Raises UsageError if it has none or can't be understood."""
     name = path.name.lower()
     if name.endswith(".parquet"):
         texts = _parquet_rows(path, text_column)
@@ -86,13 +85,11 @@ def _json_fields(path: Path, field: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    # GzipFile reads like the file that it unpacks; its type stubs call it something else.
-    opened = cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else open(path, "rb")
-    with opened as file:
+    with open(path, "rb") as file:
         try:
-            yield from file
+            yield from gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} is not a whole gzip file: {error}") from None
+            raise UsageError(f"{path} is not a whole gzip file: {error}.") from None
 
 
 def _json_field(line: str, field: str, where: str) -> str:
@@ -111,7 +108,7 @@ def _json_field(line: str, field: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where}: field {field!r} has half a surrogate pair at character {error.start}, which is no text."
+            f"{where}: field {field!r} has half a surrogate pair at character {error.start}; that is no text."
         ) from None
     return text
 
@@ -159,6 +156,6 @@ def _decode(content: bytes, path: Path, begin: int) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{content[error.start]:02x}; convert it to "
-            "UTF-8, for example with iconv."
+            f"{path} is not UTF-8 text: byte {begin + error.start} is 0x{content[error.start]:02x}; convert "
+            "it to UTF-8, for example with iconv."
         ) from None

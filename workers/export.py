@@ -25,6 +25,7 @@ from torch import Tensor
 from memory_store.client import TableHandle
 from memory_store.errors import UsageError
 from workers.run_folder import RunFolder
+from workers.tokenizer import END_OF_TEXT_ID
 from workers.trained_model import TrainedModel, load_trained_model
 from workers.transformer import ROTARY_BASE
 
@@ -46,8 +47,9 @@ class ExportReport(BaseModel):
 
 
 def export_run(run: RunFolder, target: Path, dtype: Precision = "float32") -> ExportReport:
-    """Write the newest cut of a run to `target` (FILE.safetensors) and FILE.json. The table must fit into memory twice.
+    """Write the newest cut of a run to `target` (FILE.safetensors) and FILE.json.
 
+    The value tables must fit into memory twice.
     Raises UsageError if there is no run, or if the files can't be written or are there already.
     """
     config = target.with_suffix(".json")
@@ -65,6 +67,7 @@ def export_run(run: RunFolder, target: Path, dtype: Precision = "float32") -> Ex
     finally:
         unfinished.unlink(missing_ok=True)
     config.write_text(json.dumps(_describe(trained, dtype), indent=2) + "\n", encoding="utf-8")
+    target.chmod(config.stat().st_mode)  # safetensors lets nobody else read its files
     return ExportReport(
         file=target,
         config=config,
@@ -76,7 +79,7 @@ def export_run(run: RunFolder, target: Path, dtype: Precision = "float32") -> Ex
 
 
 def table_values(table: TableHandle) -> Tensor:
-    """All values of a table, float32 `[K, D]`: lookups of one row each, with weight 1, give the row itself."""
+    """All values of a table, float32 `[K, D]`: a lookup of one row with weight 1 gives the row itself."""
     values = torch.empty(table.rows, table.dim)
     for begin in range(0, table.rows, ROWS_AT_ONCE):
         rows = np.arange(begin, min(begin + ROWS_AT_ONCE, table.rows), dtype=np.int64)[:, np.newaxis]
@@ -92,7 +95,9 @@ def _check_target(target: Path, config: Path) -> None:
         raise UsageError(f"There is no folder '{target.parent}' to export into; make it first.")
     for path in (target, config):
         if path.exists():
-            raise UsageError(f"'{path}' exists already and is not written over; remove it or choose another name.")
+            raise UsageError(
+                f"'{path}' exists already and is not written over; remove it or choose another name."
+            )
 
 
 def _rounded(tensor: Tensor, dtype: Precision) -> Tensor:
@@ -110,10 +115,13 @@ def _describe(trained: TrainedModel, dtype: Precision) -> dict[str, object]:
         "step": trained.step,
         "dtype": dtype,
         "vocabulary_size": trained.corpus.info.vocabulary_size,
+        "end_of_text": END_OF_TEXT_ID,
         "sequence_length": job.data.sequence_length,
         "rotary_base": ROTARY_BASE,
         "model": job.model.model_dump(mode="json"),
         "memory": job.memory and job.memory.model_dump(mode="json", exclude={"values"}),
-        "tables": {str(layer): job.memory.table_name(layer) for layer in job.memory.layers} if job.memory else {},
+        "tables": {str(layer): job.memory.table_name(layer) for layer in job.memory.layers}
+        if job.memory
+        else {},
         "tokenizer": json.loads(trained.corpus.tokenizer.to_str()),
     }

@@ -24,15 +24,15 @@ from workers.transformer import Transformer
 def generate(
     run: RunFolder, prompt: str, tokens: int = 100, temperature: float = 0.8, top_k: int = 50, seed: int = 0
 ) -> Iterator[str]:
-    """Yield the text that follows `prompt`, in pieces of whole characters, until `tokens` tokens or the end of text.
+    """Yield the text that follows `prompt`, in whole characters, until `tokens` tokens or the end of text.
 
-    See `sample` for `temperature` and `top_k`. The same seed gives the same text. Raises UsageError if there is no run, or
-    for settings out of range, CutError if its newest cut is damaged.
+    See `sample` for `temperature` and `top_k`. The same seed gives the same text. Raises UsageError if there
+    is no run, or for settings out of range, CutError if its newest cut is damaged.
     """
     if tokens < 1 or top_k < 0 or not 0 <= temperature < math.inf:
         raise UsageError(
-            f"Can't generate {tokens} tokens at temperature {temperature} from the {top_k} likeliest: at least 1 token, "
-            "a temperature and a top-k of 0 or more are needed."
+            f"Can't generate {tokens} tokens at temperature {temperature} with top-k {top_k}: give at least "
+            "1 token, and a temperature and a top-k of 0 or more."
         )
     trained = load_trained_model(run)
     tokenizer = trained.corpus.tokenizer
@@ -50,15 +50,15 @@ def generate(
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, random: torch.Generator) -> int:
-    """One token by its logits `[V]`: from the `top_k` likeliest (0: from all), by softmax(logits / temperature).
+    """One token by its logits `[V]`, drawn from the `top_k` likeliest (0: from all).
 
-    Temperature 0 takes the likeliest.
+    The chances are softmax(logits * temperature); temperature 0 takes the likeliest.
     """
     if temperature == 0:
         return int(logits.argmax())
     best, tokens = logits.topk(min(top_k or logits.numel(), logits.numel()))
     # Relative to the best, so that a tiny temperature overflows to -inf, which softmax understands.
-    probabilities = ((best - best[0]).double() / temperature).softmax(0)
+    probabilities = ((best - best[0]).double() * temperature).softmax(0)
     return int(tokens[torch.multinomial(probabilities, 1, generator=random)])
 
 

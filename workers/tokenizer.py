@@ -29,16 +29,15 @@ _MERGE_COUNT_MIN = 2
 _PIECE_CHARACTERS = 8192
 _PIECES_AT_ONCE = 256
 
-# The pre-tokenizer's words may begin with a space but never hold whitespace after another character, so a word
-# always ends here. Python's \S leaves out a few control characters that count as visible there; never the
-# reverse.
+# A word of the pre-tokenizer may begin with whitespace but has none after another character, so here one
+# always ends. (To Python a few control characters are whitespace that are not to it; never the reverse.)
 _WORD_END = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Learn a tokenizer with exactly `vocabulary_size` tokens.
 
-    Raises UsageError if the size leaves no room for a merge, or if the text has too few repeated pairs for it.
+    Raises UsageError if the size leaves no room for a merge, or if too little in the text repeats.
     """
     check_vocabulary_size(vocabulary_size)
     tokenizer = Tokenizer(models.BPE())
@@ -55,8 +54,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     reached = tokenizer.get_vocab_size()
     if reached < vocabulary_size:
         raise UsageError(
-            f"The training text is enough for a vocabulary of {reached} tokens, not of {vocabulary_size}; give "
-            f"more text or a smaller --vocab-size (at least {VOCABULARY_MIN})."
+            f"The training text is enough for a vocabulary of {reached} tokens, not of {vocabulary_size}; "
+            f"give more text or a smaller --vocab-size (at least {VOCABULARY_MIN})."
         )
     return _ready(tokenizer)
 
@@ -65,23 +64,21 @@ def check_vocabulary_size(vocabulary_size: int) -> None:
     """Raise UsageError for a size that no text can reach."""
     if vocabulary_size < VOCABULARY_MIN:
         raise UsageError(
-            f"A vocabulary of {vocabulary_size} tokens is too small: 256 bytes, the end of text and one merge "
-            f"need {VOCABULARY_MIN}; use a larger --vocab-size."
+            f"A vocabulary of {vocabulary_size} tokens is too small: 256 bytes, the end of text and one "
+            f"merge need {VOCABULARY_MIN}; use a larger --vocab-size."
         )
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json. Raises UsageError if the file is damaged."""
+    """Load a tokenizer.json. Raises ValueError if it is none."""
     try:
         return _ready(Tokenizer.from_str(path.read_text(encoding="utf-8")))
     except Exception as error:  # the library raises nothing more specific
-        raise UsageError(
-            f"{path} is damaged: {error}. Delete its folder and prepare the corpus again."
-        ) from None
+        raise ValueError(f"it is no tokenizer ({error})") from None
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
-    """Yield the tokens of all texts, each text followed by the end of text, as arrays [T] of some length T."""
+    """Yield the tokens of all texts, an end of text after each, as arrays [T] of some length T."""
     # No text has an empty piece, so one can mark the end of each.
     marked = (piece for text in texts for piece in (*pieces(text), ""))
     while batch := list(islice(marked, _PIECES_AT_ONCE)):

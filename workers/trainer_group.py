@@ -19,11 +19,18 @@ from pathlib import Path
 
 import torch
 
-from memory_store import errors
 from memory_store.actor import ShardGroup, start_shards
 from memory_store.client import StoreClient
 from memory_store.durable_files import replace_file
-from memory_store.errors import CutError, NonFiniteGradientError, PkmError, StoreError, UsageError
+from memory_store.cuts import complete_cuts, cut_step
+from memory_store.errors import (
+    CutError,
+    NonFiniteGradientError,
+    PkmError,
+    StoreError,
+    UsageError,
+    error_named,
+)
 from memory_store.opening import in_process_store
 from memory_store.statistics import access_map
 from workers.access_map_file import save_access_map
@@ -39,7 +46,9 @@ from workers.training_cut import latest_cut
 MAP_SIDE_MAX = 512
 RESTARTS_MAX = 100
 _POLL_S = 0.5
+ATTEMPTS_IN_VAIN_MAX = 5
 _EVALUATION = "evaluation.json"
+_ATTEMPTS = "attempts.json"
 
 # These would only come again after a restart.
 _FINAL_ERRORS = (UsageError, CutError, NonFiniteGradientError)
@@ -67,7 +76,8 @@ def train(
     if resume:
         latest_cut(run.cuts_path)
     on_progress(Progress("starting", 0, job.train.steps))
-    run.failure_path.unlink(missing_ok=True)
+    for leftover in (run.failure_path, run.path / _ATTEMPTS):
+        leftover.unlink(missing_ok=True)
     with _reporting(job, run, on_progress):
         if job.store.carrier == "in_process":
             outcome, restarts = _train_here(job, run), 0
@@ -139,8 +149,7 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
             shards.stop()
     if run.failure_path.is_file():
         failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
-        error_class: type[PkmError] = getattr(errors, failure["kind"], StoreError)
-        raise error_class(failure["message"])
+        raise error_named(failure["kind"], failure["message"])
     done = json.loads((run.path / _EVALUATION).read_text(encoding="utf-8"))
     outcome = _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
     return outcome, max(0, done["attempts"] - 1)
@@ -152,10 +161,10 @@ def start_embedded_ray(processes: int) -> None:
 
     if ray.is_initialized():
         return
-    # Shards hold state: they must not run at lower priority than others, nor be the first to be killed.
+    # Shards hold state: they must not run at lower priority than others, nor be the first to be killed. (Ray turns
+    # its token authentication on by itself for a cluster started here.)
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         num_cpus=max(os.cpu_count() or 1, processes),
@@ -176,28 +185,45 @@ def _train_worker(config: dict[str, object]) -> None:
         return
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), _device(job))
-    attempts = _count_attempt(run) if ranks.leads else 0
+    attempts = _count_attempt(run) if ranks.leads else None
     group = config["shards"]
     try:
         store = group.connect(lookup=job.store.lookup) if isinstance(group, ShardGroup) else None
         outcome = _run_trainer(job, run, ranks, store)
-    except _FINAL_ERRORS as error:
-        failure = {"kind": type(error).__name__, "message": str(error)}
-        replace_file(run.failure_path, json.dumps(failure).encode())
-        return
-    if ranks.leads:
+    except Exception as error:
+        if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):
+            failure = {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
+            if isinstance(error, PkmError):
+                failure["message"] = str(error)
+            replace_file(run.failure_path, json.dumps(failure).encode())
+            return
+        raise
+    if attempts:
         done = {
             "evaluation": outcome.evaluation.model_dump(mode="json"),
             "dense_parameters": outcome.dense_parameters,
-            "attempts": attempts,
+            "attempts": attempts.count,
         }
         replace_file(run.path / _EVALUATION, json.dumps(done).encode())
 
 
-def _count_attempt(run: RunFolder) -> int:
-    path = run.path / "attempts"
-    attempts = int(path.read_text()) + 1 if path.is_file() else 1
-    replace_file(path, str(attempts).encode())
+@dataclass(frozen=True)
+class _Attempts:
+    """How often the trainers have started, and how often in a row without a new cut."""
+
+    count: int
+    in_vain: int
+    step: int
+
+
+def _count_attempt(run: RunFolder) -> _Attempts:
+    path = run.path / _ATTEMPTS
+    before = _Attempts(**json.loads(path.read_text())) if path.is_file() else _Attempts(0, 0, 0)
+    cuts = complete_cuts(run.cuts_path)
+    step = cut_step(cuts[-1]) if cuts else 0
+    in_vain = before.in_vain + 1 if before.count and step == before.step else 0
+    attempts = _Attempts(before.count + 1, in_vain, step)
+    replace_file(path, json.dumps(vars(attempts)).encode())
     return attempts
 
 

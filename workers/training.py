@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memory_store.client import StoreClient
-from memory_store.cuts import complete_cuts, cut_folder
+from memory_store.cuts import complete_cuts, cut_folder, cut_step
 from memory_store.statistics import touched_share
 from workers.batches import TrainingBatches
 from workers.corpus import Corpus, open_corpus
@@ -92,7 +92,7 @@ class Trainer:
                 ranks.sender_from_leader(store.take_over(ranks.world) if ranks.leads else None), ranks.world
             )
         cuts = complete_cuts(self.run.cuts_path) if ranks.leads else []
-        self.step = ranks.from_leader(int(cuts[-1].name.removeprefix("step-")) if cuts else 0)
+        self.step = ranks.from_leader(cut_step(cuts[-1]) if cuts else 0)
         if self.step:
             folder = cut_folder(self.run.cuts_path, self.step)
             restore_weights(folder, self.model)

@@ -33,7 +33,10 @@ CHANNEL_OPTIONS = [
 
 
 class ShardServer(grpc.GenericRpcHandler):
-    """Serves one shard at `address` (host:port; port 0 takes a free one, see `port`)."""
+    """Serves one shard at `address` (host:port; port 0 takes a free one, see `port`).
+
+    Raises StoreError if the address can't be had.
+    """
 
     def __init__(
         self, host: ShardHost, address: str, token: str, payload_bytes_max: int = PAYLOAD_BYTES_MAX
@@ -47,7 +50,10 @@ class ShardServer(grpc.GenericRpcHandler):
             options=CHANNEL_OPTIONS,
             maximum_concurrent_rpcs=CALLS_MAX,
         )
-        self.port = self._server.add_insecure_port(address)
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise StoreError(f"No shard can be served at {address}: it is taken, or not of this host.") from None
         self._server.start()
 
     def service(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli.arguments import RunFolderPath
-from service.cli.output import JsonOption, data_only, print_json
+from service.cli.output import JsonOption, data_only, print_figures, print_json
 
 
 def export(
@@ -23,7 +23,6 @@ def export(
 ) -> None:
     """Write the last cut of a run, value table included, into one safetensors file with a config beside."""
     from workers.export import export_run
-
     from workers.run_folder import RunFolder
 
     with data_only():
@@ -31,4 +30,10 @@ def export(
     if json:
         print_json(report)
     else:
-        typer.echo(f"Wrote {target}")
+        figures = {
+            "weights": str(report.file),
+            "config": str(report.config),
+            "parameters": f"{report.parameters:,}",
+            "size": f"{report.bytes / 1e6:,.1f} MB",
+        }
+        print_figures(figures)

@@ -44,12 +44,14 @@ def train(
     from memory_store.errors import UsageError
     from service.job_file import load_job
     from service.progress import ProgressDisplay
+    from workers.preflight import check_job
     from workers.run_folder import RunFolder
 
     if (job_file is None) == (resume is None):
         raise UsageError("Give either a job file (JOB.yaml) or --resume RUN, to go on with a run.")
     if job_file is not None:
         job = load_job(job_file, overrides or (), twin).job
+        check_job(job)
         folder = RunFolder(run or Path("runs") / job.name)
         if folder.path.exists():
             _make_room(folder, job_file, overwrite)
@@ -62,9 +64,8 @@ def train(
         folder = RunFolder(resume)
         job = _change_job(folder, overrides or [])
 
-    from workers.trainer_group import (
-        train as train_job,
-    )  # only now: it takes seconds, a mistake is told at once
+    # Not before: it takes seconds, and mistakes are told at once.
+    from workers.trainer_group import train as train_job
 
     console = messages()
     console.print(f"Training {job.name} in {folder.path}", markup=False, soft_wrap=True)
@@ -104,10 +105,12 @@ def _change_job(folder: RunFolder, overrides: list[str]) -> JobSpec:
     """The job of an older run with `overrides` put in, which the run keeps."""
     from memory_store.errors import UsageError
     from service.job_file import load_job
+    from workers.preflight import check_job
 
     if not folder.exists():
         raise UsageError(f"{folder.path} is not the folder of a run; give one that `pkm train` made.")
     job = load_job(folder.job_path, overrides).job
+    check_job(job)
     if overrides:
         folder.save_job(job)
     return job

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from memory_store.errors import UsageError
 from service.cli import app
 from workers.job_spec import JobSpec
 from workers.report import Progress, Report
@@ -30,6 +31,12 @@ class Training:
     def __init__(self) -> None:
         self.calls: list[tuple[JobSpec, Path, bool]] = []
         self.error: BaseException | None = None
+        self.unfit: UsageError | None = None
+
+    def check(self, job: JobSpec) -> None:
+        """Stands in for workers.preflight.check_job."""
+        if self.unfit:
+            raise self.unfit
 
     def __call__(
         self, job: JobSpec, run: RunFolder, *, resume: bool, on_progress: Callable[[Progress], None]
@@ -74,6 +81,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
     module: Any = types.ModuleType("workers.trainer_group")
     module.train = training
     monkeypatch.setitem(sys.modules, "workers.trainer_group", module)
+    monkeypatch.setattr("workers.preflight.check_job", training.check)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(JOB)
     return training
@@ -163,6 +171,22 @@ def test_a_mistake_in_the_job_leaves_no_folder(training: Training, tmp_path: Pat
     train("job.yaml")
     assert train("job.yaml", "--set", "memory.k=65", "--overwrite").exit_code == 2
     assert (tmp_path / "runs" / "first" / "job.yaml").exists()
+
+
+def test_a_job_that_can_not_run_here_leaves_all_runs_as_they_are(training: Training, tmp_path: Path):
+    assert train("job.yaml").exit_code == 0
+    before = (tmp_path / "runs/first/job.yaml").read_bytes()
+    training.unfit = UsageError("There is no corpus.")
+    for arguments in (
+        ["job.yaml", "--overwrite", "--set", "seed=1"],
+        ["--resume", "runs/first", "--set", "seed=1"],
+        ["job.yaml", "--run", "other"],
+    ):
+        result = train(*arguments)
+        assert (result.exit_code, "There is no corpus." in result.stderr) == (2, True)
+    assert (tmp_path / "runs/first/job.yaml").read_bytes() == before
+    assert not (tmp_path / "other").exists()
+    assert len(training.calls) == 1
 
 
 def test_resume_takes_the_job_of_the_run_and_keeps_what_is_changed(training: Training, tmp_path: Path):

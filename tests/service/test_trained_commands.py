@@ -145,11 +145,21 @@ def test_inspect_prints_json_and_nothing_else():
 
 
 def test_export_writes_where_it_is_told(stand_in: StandIn):
-    def export_run(run: Any, target: Path, dtype: str) -> dict[str, object]:
-        return {"file": target, "dtype": dtype}
+    def export_run(run: Any, target: Path, dtype: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            file=target, config=target.with_suffix(".json"), parameters=1234, bytes=2_000_000
+        )
 
     stand_in("workers.export", export_run=export_run)
-    assert pkm("export", "runs/first", "model.safetensors").stdout == "Wrote model.safetensors\n"
+    shown = pkm("export", "runs/first", "m.safetensors").stdout
+    assert [line.split(maxsplit=1)[1] for line in shown.splitlines()] == [
+        "m.safetensors",
+        "m.json",
+        "1,234",
+        "2.0 MB",
+    ]
+
+    stand_in("workers.export", export_run=lambda run, target, dtype: {"file": target, "dtype": dtype})
     result = pkm("export", "runs/first", "m.safetensors", "--dtype", "bfloat16", "--json")
     assert json.loads(result.stdout) == {"file": "m.safetensors", "dtype": "bfloat16"}
 

@@ -50,7 +50,7 @@ def count_by_hand(run: RunFolder) -> np.ndarray[tuple[int], np.dtype[np.float64]
         for tokens, _, mask in evaluation_batches(trained.corpus.tokens("test"), length, 1):
             trained.model(torch.from_numpy(tokens), torch.from_numpy(mask))
             real = seen.pop()[torch.from_numpy(mask)]
-            queries = layer.query_network(real, None)
+            queries = layer.query_network(real)
             selection = layer.product_keys.select(queries, trained.job.memory.k)  # type: ignore[union-attr]
             chosen = torch.softmax(selection.scores, dim=-1)
             np.add.at(weights, selection.rows.numpy().reshape(-1), chosen.numpy().reshape(-1))
