@@ -3,8 +3,8 @@
     python examples/own_model.py                                    the table lives in this process
     python examples/own_model.py host-1:50051 host-2:50051          the table lives in shards that run there
 
-The task: remember which class each of 2000 random vectors belongs to. Running shards must hold a table `memory` of 64 * 64 rows of
-width 32.
+The task: remember which class each of 2000 random vectors belongs to. Running shards must hold a table
+`memory` of 64 * 64 rows of width 32.
 """
 
 import sys

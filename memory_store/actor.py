@@ -47,7 +47,8 @@ class ShardActor:
 
     def __init__(self, specs: Sequence[TableSpec], shards: int, shard: int, token: str) -> None:
         self._incarnation = secrets.token_hex(8)
-        core = ShardCore(specs, Placement.even(shards), shard, incarnation=self._incarnation)
+        placement = Placement.even(shards)
+        core = ShardCore(specs, placement, shard, incarnation=self._incarnation, shared=True)
         host_address = ray.util.get_node_ip_address()
         self._server = ShardServer(ShardHost(core), f"{host_address}:0", token)
         self._address = f"{host_address}:{self._server.port}"
@@ -87,10 +88,12 @@ class ShardGroup:
                 f"A shard of job {self.job!r} did not start within {START_TIMEOUT_S:g} s ({type(error).__name__})."
             ) from None
 
-    def connect(self, *, lookup: LookupKind = "auto", timeout_s: float = TIMEOUT_S) -> StoreClient:
-        """A client of these shards, which has not joined a group yet."""
+    def connect(
+        self, *, lookup: LookupKind = "auto", in_place: bool = True, timeout_s: float = TIMEOUT_S
+    ) -> StoreClient:
+        """A client of these shards, which has not joined a group yet (see `memory_store.connect`)."""
         addresses = [binding.address for binding in self.bindings()]
-        return connect(addresses, token=self.token, lookup=lookup, timeout_s=timeout_s)
+        return connect(addresses, token=self.token, lookup=lookup, in_place=in_place, timeout_s=timeout_s)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_store import messages as m
+from memory_store.calls import ReplyType, expect
 from memory_store.carriers.base import Carrier
 from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
 from memory_store.grouping import group_by_address
-from memory_store.kernels import FloatArray
+from memory_store.kernels import FloatArray, pool_rows
 from memory_store.lookups import (
     Entries,
     FetchedRows,
@@ -33,11 +34,12 @@ from memory_store.lookups import (
     shard_slices,
     split_entries,
 )
+from memory_store.mapped_shards import MappedShards
+from memory_store.open_lookups import Contributing, FetchedLookup, InPlaceLookup, PooledLookup
 from memory_store.placement import Placement, addresses_of
 from memory_store.table_spec import TableSpec
 
 TIMEOUT_S = 120.0
-ReplyType = TypeVar("ReplyType", bound=m.Reply)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class StoreClient:
         *,
         lookup: LookupKind = "auto",
         timeout_s: float = TIMEOUT_S,
+        mapped: MappedShards | None = None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.version = 0
@@ -89,6 +92,7 @@ class StoreClient:
         self._carriers = list(carriers)
         self._bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
         self._lookup_kind = lookup
+        self._mapped = mapped
         self._timeout_s = timeout_s
         self._lookups = 0
         self._seq = [0] * len(carriers)
@@ -128,6 +132,11 @@ class StoreClient:
         self.ask(m.Initialise(self.sender), m.Done)
         self.version = 0
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether lookups read the shards' memory without a message (see mapped_shards.py)."""
+        return self._mapped is not None and self._lookup_kind == "auto" and self.sender.epoch > 0
+
     # ---- lookups -------------------------------------------------------------------------------------------
 
     def lookup(
@@ -146,10 +155,21 @@ class StoreClient:
             weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
             bounds=self._bounds[spec.name],
         )
+        if self._mapped is not None and self.reads_in_place and not track:
+            return self._read_in_place(self._mapped, spec, entries, keep=keep)
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
         if kind == "pool":
             return self._pool(spec, entries, keep=keep, track=track)
         return self._fetch(spec, entries, keep=keep, track=track)
+
+    def _read_in_place(
+        self, mapped: MappedShards, spec: TableSpec, entries: Entries, *, keep: bool
+    ) -> Lookup:
+        mapped.wait(self.version, self.sender.epoch, self._timeout_s, self._raise_failed)
+        values = mapped.values(spec.name)
+        output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
+        pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+        return InPlaceLookup(self, keep, entries, output, spec.name, values)
 
     def _pool(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
         self._lookups += 1
@@ -172,7 +192,7 @@ class StoreClient:
         output = replies[0].values
         for reply in replies[1:]:
             output = output + reply.values
-        return _PooledLookup(self, keep, entries, output, self._lookups, parts)
+        return PooledLookup(self, keep, entries, output, self._lookups, parts)
 
     def _fetch(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
         groups = group_by_address(entries.addresses)
@@ -194,12 +214,12 @@ class StoreClient:
             replies[0].values if len(replies) == 1 else np.concatenate([reply.values for reply in replies])
         )
         rows = FetchedRows(entries, groups, values)
-        return _FetchedLookup(self, keep, entries, rows.pooled(), spec.name, rows, slices)
+        return FetchedLookup(self, keep, entries, rows.pooled(), spec.name, rows, slices)
 
     # ---- updates -------------------------------------------------------------------------------------------
 
     def contribute(
-        self, shard: int, make: type[m.RowGradient] | type[m.PoolGradient], **parts: Any
+        self, shard: int, make: Contributing, **parts: Any
     ) -> Future[m.Reply]:
         """Send one contribution to the step under way to a shard, numbered; `step` waits for it."""
         self._seq[shard] += 1
@@ -292,92 +312,3 @@ class StoreClient:
             carrier.close()
 
 
-class _OpenLookup:
-    """What both lookups have in common: one backward pass, before the step of the lookup is over."""
-
-    def __init__(self, client: StoreClient, keep: bool, entries: Entries, output: FloatArray) -> None:
-        self.output = output
-        self._client = client
-        self._version = client.version
-        self._awaits_backward = keep
-        self._shape = (entries.tokens, entries.per_token)
-
-    def _begin_backward(self, output_gradient: FloatArray) -> FloatArray:
-        if not self._awaits_backward:
-            raise StoreError("This lookup was made without keep, or its backward pass has run already.")
-        if self._version != self._client.version:
-            raise StoreError(
-                f"This lookup was made at version {self._version}, the tables are at {self._client.version}: "
-                "run the backward pass before the step."
-            )
-        if output_gradient.shape != self.output.shape:
-            raise StoreError(
-                f"A gradient {output_gradient.shape} came for an output {self.output.shape}; "
-                "they must have one shape."
-            )
-        self._awaits_backward = False
-        return np.ascontiguousarray(output_gradient, dtype=self.output.dtype)
-
-
-class _PooledLookup(_OpenLookup):
-    def __init__(
-        self,
-        client: StoreClient,
-        keep: bool,
-        entries: Entries,
-        output: FloatArray,
-        number: int,
-        parts: list[ShardEntries],
-    ) -> None:
-        super().__init__(client, keep, entries, output)
-        self._number, self._parts = number, parts
-
-    def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = self._begin_backward(output_gradient)
-        futures = [
-            self._client.contribute(shard, m.PoolGradient, lookup=self._number, output_gradient=gradient)
-            for shard in range(len(self._parts))
-        ]
-        replies = [expect(future, m.WeightGradient).gradient for future in futures]
-        if self._parts[0].entry is None:
-            return replies[0].reshape(self._shape)
-        whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
-        for part, reply in zip(self._parts, replies, strict=True):
-            whole[part.entry] = reply
-        return whole.reshape(self._shape)
-
-
-class _FetchedLookup(_OpenLookup):
-    def __init__(
-        self,
-        client: StoreClient,
-        keep: bool,
-        entries: Entries,
-        output: FloatArray,
-        table: str,
-        rows: FetchedRows,
-        slices: list[slice],
-    ) -> None:
-        super().__init__(client, keep, entries, output)
-        self._table, self._rows, self._slices = table, rows, slices
-
-    def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = self._begin_backward(output_gradient)
-        row_gradients = self._rows.row_gradients(gradient)
-        for shard, part in enumerate(self._slices):
-            self._client.contribute(
-                shard,
-                m.RowGradient,
-                table=self._table,
-                addresses=self._rows.groups.addresses[part],
-                gradients=row_gradients[part],
-            )
-        return self._rows.weight_gradient(gradient).reshape(self._shape)
-
-
-def expect(future: Future[m.Reply], reply: type[ReplyType]) -> ReplyType:
-    """The reply of a call, which must be a `reply`. Raises what the call raised, or StoreError."""
-    value = future.result()
-    if not isinstance(value, reply):
-        raise StoreError(f"A shard answered {type(value).__name__} where {reply.__name__} was expected.")
-    return value

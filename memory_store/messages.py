@@ -108,6 +108,21 @@ class RowGradient:
 
 
 @dataclass(frozen=True)
+class EntryGradient:
+    """Contribute the gradient of a lookup whose rows the writer has read in place: entry e of token t adds
+    weights[e] * output_gradient[t] to row addresses[e]."""
+
+    sender: Sender
+    seq: int
+    step: int
+    table: str
+    offsets: Annotated[NDArray[np.int32], "T + 1"]
+    addresses: Annotated[NDArray[np.uint32], "N"]
+    weights: Annotated[NDArray[Any], "N"]
+    output_gradient: Annotated[NDArray[Any], "T, D"]
+
+
+@dataclass(frozen=True)
 class Commit:
     """This writer has sent its `contributions` to `step`; once all writers have, the step is applied once.
 
@@ -196,7 +211,8 @@ class Done:
 class ShardInfo:
     """A shard's place and state.
 
-    `tables` is the list of its TableSpecs as JSON, `incarnation` its own life's number.
+    `tables` is the list of its TableSpecs as JSON, `incarnation` its own life's number. `arena` says, as JSON,
+    where processes on the same host can open its block, and where in it the values of each table begin.
     """
 
     shard: int
@@ -207,6 +223,7 @@ class ShardInfo:
     epoch: int
     writers: int
     tables: str
+    arena: str
 
 
 @dataclass(frozen=True)
@@ -276,6 +293,7 @@ Request = (
     | Pool
     | PoolGradient
     | RowGradient
+    | EntryGradient
     | Commit
     | Apply
     | CountAccesses

@@ -13,6 +13,7 @@ from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.client import TIMEOUT_S, StoreClient, expect
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
+from memory_store.mapped_shards import map_shards
 from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
@@ -47,30 +48,38 @@ def attach(
 
 
 def connect(
-    addresses: Sequence[str], *, token: str = "", lookup: LookupKind = "auto", timeout_s: float = TIMEOUT_S
+    addresses: Sequence[str],
+    *,
+    token: str = "",
+    lookup: LookupKind = "auto",
+    in_place: bool = True,
+    timeout_s: float = TIMEOUT_S,
 ) -> StoreClient:
     """A client of the shards at `addresses` (host:port, in shard order), which has not joined a group yet.
 
-    To train alone, call `take_over()` on it. Raises StoreError if a shard does not answer or is not the one
+    Where all shards are on this host, rows are read in place (unless `in_place` is False, or `lookup` asks for
+    messages). To train alone, call `take_over()` on it. Raises StoreError if a shard does not answer or is not the one
     expected.
     """
     placement = Placement.even(len(addresses))
     carriers = [GrpcCarrier(address, token) for address in addresses]
     try:
-        specs, version = _agreed(addresses, carriers, placement, timeout_s)
+        infos = _agreed(addresses, carriers, placement, timeout_s)
     except StoreError:
         for carrier in carriers:
             carrier.close()
         raise
-    client = StoreClient(carriers, specs, placement, lookup=lookup, timeout_s=timeout_s)
-    client.version = version
+    specs = [spec_from_json(spec) for spec in json.loads(infos[0].tables)]
+    mapped = map_shards(infos, specs, placement) if in_place else None
+    client = StoreClient(carriers, specs, placement, lookup=lookup, timeout_s=timeout_s, mapped=mapped)
+    client.version = infos[0].version
     return client
 
 
 def _agreed(
     addresses: Sequence[str], carriers: Sequence[Carrier], placement: Placement, timeout_s: float
-) -> tuple[list[TableSpec], int]:
-    """The tables of the store whose shards answer at `addresses`, and their version."""
+) -> list[m.ShardInfo]:
+    """What the shards at `addresses` say of themselves, which must make one store."""
     futures = [carrier.submit(m.Describe(), timeout_s) for carrier in carriers]
     infos = [expect(future, m.ShardInfo) for future in futures]
     for number, (address, info) in enumerate(zip(addresses, infos, strict=True)):
@@ -81,4 +90,4 @@ def _agreed(
             )
         if info.tables != infos[0].tables:
             raise StoreError(f"{address} has other tables than {addresses[0]}: they are not of one store.")
-    return [spec_from_json(spec) for spec in json.loads(infos[0].tables)], infos[0].version
+    return infos

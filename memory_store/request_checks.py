@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.kernels import all_finite
-from memory_store.messages import Commit, Fetch, Pool
+from memory_store.messages import Commit, Fetch
 from memory_store.table import TablePart
 
 
@@ -35,18 +35,20 @@ def check_fetch(part: TablePart, request: Fetch) -> None:
         _check_one_each("weight sums", request.weight_sums, request.addresses)
 
 
-def check_pool(part: TablePart, request: Pool) -> None:
+def check_entries(
+    part: TablePart, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], weights: NDArray[Any]
+) -> None:
     """The rows are owned, with one weight each, and the offsets cut them into tokens."""
-    check_owned(part, request.addresses)
-    _check_one_each("weights", request.weights, request.addresses)
-    if request.weights.dtype != part.spec.compute_dtype:
+    check_owned(part, addresses)
+    _check_one_each("weights", weights, addresses)
+    if weights.dtype != part.spec.compute_dtype:
         raise StoreError(
-            f"Weights of type {request.weights.dtype} came for table {part.spec.name!r}; "
+            f"Weights of type {weights.dtype} came for table {part.spec.name!r}; "
             f"{part.spec.compute_dtype} is expected."
         )
-    offsets, entries = request.offsets, request.addresses.size
+    entries = addresses.size
     if offsets.size == 0 or offsets[0] != 0 or offsets[-1] != entries or (np.diff(offsets) < 0).any():
-        raise StoreError(f"The offsets of a pooled lookup must rise from 0 to its {entries} entries.")
+        raise StoreError(f"The offsets of the tokens must rise from 0 to its {entries} entries.")
 
 
 def check_gradient(part: TablePart, vectors: NDArray[Any], count: int) -> None:

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.access import access_map, add_counts, count_entries, sum_accesses
-from memory_store.arena import Arena
+from memory_store.arena import CLOCK_EPOCH, CLOCK_VERSION, Arena
 from memory_store.errors import FencedError, PkmError, StoreError
 from memory_store.optimizers import Contributions, squared_norm_by_bucket
 from memory_store.placement import BUCKETS, Placement
 from memory_store.request_checks import (
     check_commit,
+    check_entries,
     check_factors,
     check_fetch,
     check_finite,
     check_gradient,
     check_owned,
-    check_pool,
 )
-from memory_store.steps import Contribution, WriterGroup
+from memory_store.steps import Contribution, WriterGroup, token_of_entry
 from memory_store.table import TablePart, part_bytes
 from memory_store.table_spec import TableSpec
 
@@ -69,13 +69,15 @@ class ShardCore:
         *,
         incarnation: str = "",
         max_staleness: int = 0,
+        shared: bool = False,
     ) -> None:
         self.placement = placement
         self.shard = shard
         self.incarnation = incarnation
         self.max_staleness = max_staleness
         self.version = 0
-        self.arena = Arena(sum(part_bytes(spec, placement, shard) for spec in specs))
+        self.arena = Arena(sum(part_bytes(spec, placement, shard) for spec in specs), shared=shared)
+        self.arena.sign(incarnation)
         self.tables = {spec.name: TablePart(spec, placement, shard, self.arena) for spec in specs}
         for table in self.tables.values():
             table.initialise()
@@ -85,6 +87,7 @@ class ShardCore:
         self._held: _HeldStep | None = None
         self._waiting: list[tuple[int, m.Request]] = []
         self._answered_state = self._state()
+        self._show_clock()
 
     # ---- serving -------------------------------------------------------------------------------------------
 
@@ -134,6 +137,8 @@ class ShardCore:
                 return self._pool_gradient(request)
             case m.RowGradient():
                 return self._row_gradient(request)
+            case m.EntryGradient():
+                return self._entry_gradient(request)
             case m.Commit():
                 return self._commit(request)
             case m.Apply():
@@ -184,7 +189,7 @@ class ShardCore:
 
     def _pool(self, request: m.Pool) -> m.Rows | None:
         part = self._table(request.table)
-        check_pool(part, request)
+        check_entries(part, request.offsets, request.addresses, request.weights)
         if request.keep:
             self._group.check(request.sender)
         if not self._version_reached(request.version):
@@ -221,9 +226,8 @@ class ShardCore:
         if not known:
             self._check_step(step)
             check_finite(part, kept.weights)
-            tokens = np.arange(kept.offsets.size - 1, dtype=np.int32)
             contribution = Contribution(
-                kept.table, kept.addresses, np.repeat(tokens, np.diff(kept.offsets)), kept.weights, gradient
+                kept.table, kept.addresses, token_of_entry(kept.offsets), kept.weights, gradient
             )
             self._group.contribute(sender, request.seq, step, contribution)
         reply = m.WeightGradient(part.weight_gradient(kept.offsets, kept.addresses, gradient))
@@ -242,6 +246,23 @@ class ShardCore:
         entries = np.arange(request.addresses.size, dtype=np.int32)
         ones = np.ones(request.addresses.size, dtype=gradients.dtype)
         contribution = Contribution(request.table, request.addresses, entries, ones, gradients)
+        self._group.contribute(sender, request.seq, step, contribution)
+        self._apply_complete_steps()
+        return m.Done(duplicate=False)
+
+    def _entry_gradient(self, request: m.EntryGradient) -> m.Done:
+        sender, step, gradient = request.sender, request.step, request.output_gradient
+        self._group.check(sender)
+        if self._group.known(sender, request.seq, step):
+            return m.Done(duplicate=True)
+        part = self._table(request.table)
+        check_entries(part, request.offsets, request.addresses, request.weights)
+        check_gradient(part, gradient, request.offsets.size - 1)
+        check_finite(part, request.weights)
+        self._check_step(step)
+        contribution = Contribution(
+            request.table, request.addresses, token_of_entry(request.offsets), request.weights, gradient
+        )
         self._group.contribute(sender, request.seq, step, contribution)
         self._apply_complete_steps()
         return m.Done(duplicate=False)
@@ -308,6 +329,7 @@ class ShardCore:
         self._group.applied(step)
         self._kept = {key: kept for key, kept in self._kept.items() if kept.version > step}
         self.version = step + 1
+        self._show_clock()
 
     # ---- control -------------------------------------------------------------------------------------------
 
@@ -323,6 +345,7 @@ class ShardCore:
         self._group = WriterGroup(request.session, request.epoch, request.writers)
         self._kept.clear()
         self._held = None
+        self._show_clock()
         return m.Done(duplicate=False)
 
     def _initialise(self, request: m.Initialise) -> m.Done:
@@ -342,8 +365,15 @@ class ShardCore:
         self._group.pending.clear()
         self._kept.clear()
         self._held = None
+        self._show_clock()
+
+    def _show_clock(self) -> None:
+        """Tell those who read in place what version the tables are at, and for which epoch."""
+        self.arena.clock[CLOCK_EPOCH] = self._group.epoch
+        self.arena.clock[CLOCK_VERSION] = self.version
 
     def _describe(self) -> m.ShardInfo:
+        offsets = {name: self.arena.offset_of(part.values) for name, part in self.tables.items()}
         return m.ShardInfo(
             shard=self.shard,
             shards=self.placement.shards,
@@ -353,6 +383,7 @@ class ShardCore:
             epoch=self._group.epoch,
             writers=self._group.writers,
             tables=json.dumps([asdict(part.spec) for part in self.tables.values()]),
+            arena=json.dumps({"path": self.arena.path, "offsets": offsets}),
         )
 
     def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:

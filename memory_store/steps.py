@@ -35,6 +35,11 @@ class Contribution:
     vectors: FloatArray
 
 
+def token_of_entry(offsets: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The token of every entry, int32 `[N]`; token t has the entries offsets[t] .. offsets[t + 1] - 1."""
+    return np.repeat(np.arange(offsets.size - 1, dtype=np.int32), np.diff(offsets))
+
+
 @dataclass
 class WriterStep:
     """One writer's share of one step."""

@@ -94,14 +94,14 @@ def payload_bytes(header: pb.Header, limit: int = PAYLOAD_BYTES_MAX) -> int:
                 f"An array of element type {array.type} and {len(array.shape)} dimensions can't be read; "
                 f"types {sorted(_DTYPES)} and up to {ARRAY_DIMENSIONS_MAX} dimensions can."
             )
-        start, size = _aligned(total), _DTYPES[array.type].itemsize
+        size = _DTYPES[array.type].itemsize
+        total = _aligned(total) + size * math.prod(array.shape)
         # A length of 0 must not hide another that no array can have.
-        if start + size * math.prod(max(1, length) for length in array.shape) > limit:
+        if max(total, size * math.prod(max(1, length) for length in array.shape)) > limit:
             raise StoreError(
-                f"An array of shape {list(array.shape)} was announced after {total} bytes of others; "
+                f"An array of shape {list(array.shape)} was announced, {total} bytes with those before it; "
                 f"the arrays of a message may have {limit} bytes."
             )
-        total = start + size * math.prod(array.shape)
     return total
 
 

@@ -52,13 +52,13 @@ def generate(
 def sample(logits: Tensor, temperature: float, top_k: int, random: torch.Generator) -> int:
     """One token by its logits `[V]`, drawn from the `top_k` likeliest (0: from all).
 
-    The chances are softmax(logits * temperature); temperature 0 takes the likeliest.
+    The chances are softmax(logits / temperature); temperature 0 takes the likeliest.
     """
     if temperature == 0:
         return int(logits.argmax())
     best, tokens = logits.topk(min(top_k or logits.numel(), logits.numel()))
     # Relative to the best, so that a tiny temperature overflows to -inf, which softmax understands.
-    probabilities = ((best - best[0]).double() * temperature).softmax(0)
+    probabilities = ((best - best[0]).double() / temperature).softmax(0)
     return int(tokens[torch.multinomial(probabilities, 1, generator=random)])
 
 

@@ -202,8 +202,9 @@ class StoreSpec(_Spec):
 
     shards: int = Field(default=2, ge=1, le=BUCKETS)
     """Processes over which the rows are spread."""
-    carrier: Literal["grpc", "in_process"] = "grpc"
-    """grpc: each shard is a Ray actor; in_process: all shards live inside the only trainer."""
+    carrier: Literal["auto", "grpc", "in_process"] = "auto"
+    """auto: each shard is a Ray actor, whose rows trainers on its host read in place and others fetch by gRPC; grpc: all
+    use gRPC; in_process: all shards live inside the only trainer, without Ray."""
     lookup: Literal["auto", "fetch", "pool"] = "auto"
     """fetch: distinct rows travel; pool: shards return partial sums; auto: the cheaper one, call by call."""
     shard_memory_gib: float = Field(default=4.0, gt=0)
@@ -259,7 +260,7 @@ class JobSpec(_Spec):
     def _one_trainer_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
         train = info.data.get("train")
         if train and store.carrier == "in_process" and train.trainers > 1:
-            sentence = f"in_process serves one trainer, not {train.trainers}; use grpc, or train.trainers 1"
+            sentence = f"in_process serves one trainer, not {train.trainers}; use auto, or train.trainers 1"
             _impossible("carrier", store.carrier, sentence)
         return store
 

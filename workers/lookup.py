@@ -1,7 +1,8 @@
 """The value table as a differentiable function of the weights: autograd through the store.
 
-The table's values are no parameter of the model. The gradient of the weights comes back to autograd; the gradient of the
-rows stays in the store, which applies its own optimizer at `store.step`. A dense gradient of the table never exists.
+The table's values are no parameter of the model. The gradient of the weights comes back to autograd; the
+gradient of the rows stays in the store, which applies its own optimizer at `store.step`. A dense gradient
+of the table never exists.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from memory_store.lookups import Lookup
 
 
 def lookup(table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False) -> Tensor:
-    """Weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]` -> `[T, D]`, of the type and device of the weights.
+    """Weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]` -> `[T, D]`.
 
-    With gradients enabled, the rows' gradients are collected even where the weights need none (a frozen model
-    whose table learns). `track` counts the accesses. Raises what `TableHandle.lookup` raises.
+    The output has the type and device of the weights. With gradients enabled, the rows' gradients are
+    collected even where the weights need none (a frozen model whose table learns). `track` counts the
+    accesses. Raises what `TableHandle.lookup` raises.
     """
     keep = torch.is_grad_enabled()
     if keep and not weights.requires_grad:
         weights = weights.detach().requires_grad_()
-    output: Tensor = _Lookup.apply(weights, rows, table, keep, track)
+    output: Tensor = _Lookup.apply(weights, rows, table, keep, track)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, rows: Tensor, table: TableHandle, keep: bool, track: bool) -> Tensor:
+    def forward(
+        ctx: Any, weights: Tensor, rows: Tensor, table: TableHandle, keep: bool, track: bool
+    ) -> Tensor:
         ctx.spent, ctx.found, ctx.shape = False, None, weights.shape
         if weights.numel() == 0:
             return weights.new_zeros(weights.shape[0], table.dim)
@@ -46,8 +50,8 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         if ctx.spent:
             raise UsageError(
-                "A backward pass went through the same memory lookup twice, which would count its row gradients twice; "
-                "run the forward pass again, or add the losses up and call backward once."
+                "A backward pass went through one memory lookup twice, which would count its row gradients "
+                "twice; run the forward pass again, or add the losses up and call backward once."
             )
         found: Lookup | None = ctx.found
         ctx.spent, ctx.found = True, None

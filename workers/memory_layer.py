@@ -1,10 +1,11 @@
-"""The product-key memory as a layer: query network, exact selection, and a weighted sum of rows from the value table.
+"""The product-key memory as a layer: query network, exact selection, weighted sum of rows of a value table.
 
     y(x) = sum over heads of  sum over the head's k best rows of  softmax(scores) * value[row]
 
-(Lample et al. 2019); with `gate`, (y * silu(x W1)) W2 (Memory+, Berges et al. 2024). The table lives in a store, not in the
-layer: it is no parameter, it is not in the state_dict, and several layers may read the same one. Padding is taken out at
-the entrance, so nothing behind it - statistics, lookups, access counts, gradients - ever sees it.
+(Lample et al. 2019); with `gate`, (y * silu(x W1)) W2 (Memory+, Berges et al. 2024). The table lives in a
+store, not in the layer: it is no parameter, it is not in the state_dict, and several layers may read the
+same one. Padding is taken out at the entrance, so nothing behind it - statistics, lookups, access counts,
+gradients - ever sees it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ Ablation = Literal["none", "zero", "shuffle"]
 class MemoryLayer(nn.Module):
     """A memory over `table`, which must have `sub_keys ** 2` rows of width `dim`; usable in any model.
 
-    After the backward pass the gradients of the rows are in the store: call `store.step` beside `optimizer.step`.
-    `seed` decides the first weights and must differ between the layers of a model.
+    After the backward pass the gradients of the rows are in the store: call `store.step` beside
+    `optimizer.step`. `seed` decides the first weights and must differ between the layers of a model.
 
-    `track_access` counts accesses at the shards (for evaluation). `ablation` shows whether the memory matters: "zero" puts its
-    output to zero, "shuffle" reads other rows than were selected, the same ones every time.
+    `track_access` counts accesses at the shards (for evaluation). `ablation` shows whether the memory
+    matters: "zero" puts its output to zero, "shuffle" reads other rows than were selected, the same ones
+    every time.
     """
 
     def __init__(
@@ -53,16 +55,22 @@ class MemoryLayer(nn.Module):
         super().__init__()
         if table.dim != dim:
             raise UsageError(
-                f"Table {table.name!r} has rows of width {table.dim} and the layer's dim is {dim}; make them equal."
+                f"Table {table.name!r} has rows of width {table.dim} and the layer's dim is {dim}; "
+                "make them equal."
             )
         if table.rows != sub_keys**2:
             raise UsageError(
-                f"Table {table.name!r} has {table.rows} rows and {sub_keys} sub-keys address {sub_keys**2}; make them equal."
+                f"Table {table.name!r} has {table.rows} rows and {sub_keys} sub-keys address {sub_keys**2}; "
+                "make them equal."
             )
         if not 1 <= k <= sub_keys:
-            raise UsageError(f"A head can't select {k} rows with {sub_keys} sub-keys; use k from 1 to {sub_keys}.")
+            raise UsageError(
+                f"A head can't select {k} rows with {sub_keys} sub-keys; use k from 1 to {sub_keys}."
+            )
         if query_dim % 2:
-            raise UsageError(f"query_dim {query_dim} is odd; each half meets its own sub-keys, so use an even number.")
+            raise UsageError(
+                f"query_dim {query_dim} is odd; each half meets its own sub-keys, so use an even number."
+            )
         self.table, self.k = table, k
         self.track_access = False
         self.ablation: Ablation = "none"
@@ -72,7 +80,8 @@ class MemoryLayer(nn.Module):
         self.gate = OutputGate(dim, generator) if gate else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x `[..., dim]`, mask bool `[...]` (True: a real token; None: all are) -> `[..., dim]`, zero at padding."""
+        """x `[..., dim]`, mask bool `[...]` (True: a real token; None: all are) -> `[..., dim]`, zero at
+        padding."""
         tokens = x.reshape(-1, x.shape[-1])
         if mask is None:
             return self._recall(tokens).reshape(x.shape)
@@ -88,7 +97,8 @@ class MemoryLayer(nn.Module):
         if self.ablation == "shuffle":
             rows = _permuted(rows, self.table.rows)
         weights = scores.softmax(-1)
-        recalled = lookup(self.table, rows.flatten(1), weights.flatten(1), track=self.track_access).to(tokens.dtype)
+        recalled = lookup(self.table, rows.flatten(1), weights.flatten(1), track=self.track_access)
+        recalled = recalled.to(tokens.dtype)
         return recalled if self.gate is None else self.gate(recalled, tokens)
 
 
@@ -106,7 +116,8 @@ class OutputGate(nn.Module):
 
 
 def _permuted(rows: Tensor, count: int) -> Tensor:
-    """A fixed permutation of 0 .. count - 1, applied to `rows`: multiplication by a number prime to `count`."""
+    """A fixed permutation of 0 .. count - 1, applied to `rows`: multiplication by a number prime to
+    `count`."""
     factor = max(1, round(min(count, 1 << 30) * 0.618))
     while math.gcd(factor, count) > 1:
         factor += 1

@@ -1,13 +1,15 @@
-"""Product keys: exact top-k over n*n keys at the cost of comparing a query with 2n sub-keys (Lample et al. 2019).
+"""Product keys (Lample et al. 2019): exact top-k over n*n keys at the cost of a comparison with 2n sub-keys.
 
-Key (i, j) is sub-key i of the first half beside sub-key j of the second, so its score is the sum of two scores, and
-its best k lie among the pairs of the k best sub-keys of each half. Of those, with both sorted, only the pairs with
-(i+1)(j+1) <= k can be among the k best: 119 of 1024 for k = 32.
+Key (i, j) is sub-key i of the first half beside sub-key j of the second, so its score is the sum of two
+scores, and its best k lie among the pairs of the k best sub-keys of each half. Of those, with both sorted,
+only the pairs with (i+1)(j+1) <= k can be among the k best: 119 of 1024 for k = 32.
 
-The chosen row numbers carry no gradient; the chosen scores carry it to the queries and to the sub-keys. Scores are float32
-(float64 for float64 parameters) also under autocast: in bfloat16 most queries would tie at the k-th score.
+The chosen row numbers carry no gradient; the chosen scores carry it to the queries and to the sub-keys.
+Scores are float32 (float64 for float64 parameters) also under autocast: in bfloat16 most queries would tie
+at the k-th score.
 
-On the CPU, float32 goes through the fused kernels of selection_kernels.py; everything else through torch operations.
+On the CPU, float32 goes through the fused kernels of selection_kernels.py; everything else through torch
+operations.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Selection(NamedTuple):
 
 
 class ProductKeys(nn.Module):
-    """The sub-keys `[H, 2, n, query_dim / 2]` of one memory layer: each head has its own, for each half of its query.
+    """The sub-keys `[H, 2, n, query_dim / 2]` of a memory layer: n for each half of each head's query.
 
     They start uniform in +-(query_dim / 2) ** -0.5, drawn from `generator`.
     """
@@ -51,7 +53,7 @@ class ProductKeys(nn.Module):
             dtype = torch.promote_types(self.sub_keys.dtype, torch.float32)
             sub_keys, halves = self.sub_keys.to(dtype), queries.to(dtype).reshape(tokens, heads, 2, width)
             if dtype == torch.float32 and queries.device.type == "cpu":
-                return Selection(*_FusedSelection.apply(halves, sub_keys, k))
+                return Selection(*_FusedSelection.apply(halves, sub_keys, k))  # type: ignore[no-untyped-call]
             scores = torch.einsum("thsc,hsnc->sthn", halves, sub_keys)
             with torch.no_grad():
                 first, second = choose_pairs(scores, k)
@@ -59,7 +61,8 @@ class ProductKeys(nn.Module):
 
 
 def choose_pairs(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Sub-keys (i, j) of the k best pairs, int64 `[..., k]` each, best first; scores of the halves `[2, ..., n]`."""
+    """Sub-keys (i, j) of the k best pairs, int64 `[..., k]` each, best first; scores of the halves `[2,
+    ..., n]`."""
     best, sub_keys = scores.topk(k)
     first, second = candidate_pairs(k, scores.device)
     winners = (best[0][..., first] + best[1][..., second]).topk(k).indices
@@ -75,7 +78,8 @@ def candidate_pairs(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class _FusedSelection(torch.autograd.Function):
-    """Selection by the CPU kernels: queries `[T, H, 2, C]`, sub-keys `[H, 2, n, C]` -> rows and scores `[T, H, k]`."""
+    """Selection by the CPU kernels: queries `[T, H, 2, C]`, sub-keys `[H, 2, n, C]` -> rows and scores `[T,
+    H, k]`."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

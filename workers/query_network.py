@@ -1,8 +1,9 @@
-"""From the residual stream to queries: a linear layer or a small network, then normalisation over all heads' features.
+"""From the residual stream to queries: a linear layer or a small network, then normalisation over all
+heads' features.
 
-Batch norm of the queries spreads the use of a large table (Lample et al. 2019, table 4: 80 % of 2**20 rows used instead of
-26 %). Layer norm does not look at other tokens. Queries come out in float32 at least, also under autocast, as the
-selection compares them exactly.
+Batch norm of the queries spreads the use of a large table (Lample et al. 2019, table 4: 80 % of 2**20 rows
+used instead of 26 %). Layer norm does not look at other tokens. Queries come out in float32 at least, also
+under autocast, as the selection compares them exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ QueryNorm = Literal["batch", "layer", "none"]
 
 
 class QueryNetwork(nn.Module):
-    """Tokens `[T, dim]` -> queries `[T, H, query_dim]`. The network "mlp" has one hidden layer of width dim, with ReLU."""
+    """Tokens `[T, dim]` -> queries `[T, H, query_dim]`. The network "mlp" has one hidden layer of width
+    dim, with ReLU."""
 
     def __init__(
         self,
@@ -32,7 +34,7 @@ class QueryNetwork(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.query_dim = heads, query_dim
         features = heads * query_dim
         hidden = [seeded_linear(dim, dim, generator, bias=True), nn.ReLU()] if kind == "mlp" else []
         self.network = nn.Sequential(*hidden, seeded_linear(dim, features, generator, bias=True))
@@ -43,4 +45,4 @@ class QueryNetwork(nn.Module):
         queries: Tensor = self.network(x)
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         normal: Tensor = self.norm(queries)
-        return normal.unflatten(-1, (self.heads, -1))
+        return normal.reshape(x.shape[0], self.heads, self.query_dim)

@@ -1,14 +1,17 @@
-"""Exact top-k of a product key set from the scores of its two halves, and the gradient of the chosen scores, on the CPU.
+"""Exact top-k of product keys on the CPU, from the scores of the two halves; and the gradient of the scores.
 
-Per query: the k best sub-keys of each half, then the k best sums of pairs. Both are a *partial selection*: find a lower
-bound of the k-th largest number, keep what reaches it (little more than k numbers), and sort that. Hardly a loop
-branches on a number, so compilers make vector instructions of them and the processor mispredicts little.
+Per query: the k best sub-keys of each half, then the k best sums of pairs. Both are a *partial selection*:
+find a lower bound of the k-th largest number, keep what reaches it (little more than k numbers), and sort
+that. Hardly a loop branches on a number, so compilers make vector instructions of them and the processor
+mispredicts little.
 
-- A bound for a half: split its scores into 2k interleaved groups; at least k scores reach the k-th largest of the
-  groups' maxima.
+- A bound for a half: split its scores into 2k interleaved groups; at least k scores reach the k-th largest
+  of the groups' maxima.
 - A bound for the pairs: with both halves sorted, at least (i+1)(j+1) pairs reach a[i] + b[j].
-- Only pairs with (i+1)(j+1) <= k can win (119 of 1024 for k = 32): every other has k pairs at least as good before it.
-- The sort counts for every number how many are larger: that is its place. Equal numbers take the places from there on.
+- Only pairs with (i+1)(j+1) <= k can win (119 of 1024 for k = 32): every other has k pairs at least as good
+  before it.
+- The sort counts for every number how many are larger: that is its place. Equal numbers take the places
+  from there on.
 
 NaN counts as larger than any number and is always selected, so that it reaches the loss.
 Letters: T tokens, H heads, n sub-keys, k selected, C = query_dim / 2. Numbers are float32.
@@ -57,7 +60,8 @@ def _bound_of_half(scores: Floats, k: int, maxima: Floats, places: Places, order
         for group in range(groups):
             maxima[group] = max(part[group], maxima[group])
     _sort(maxima, groups, places, order)
-    return maxima[order[k - 1]]
+    bound: np.float32 = maxima[order[k - 1]]
+    return bound
 
 
 @compiled()
@@ -142,10 +146,12 @@ def selection_gradient(
     query_gradient: Floats,
     sub_key_gradient: Floats,
 ) -> None:
-    """Gradient of the chosen scores. A query touches at most k sub-keys per half, so no product of matrices is needed.
+    """Gradient of the chosen scores. A query touches at most k sub-keys per half, so no product of matrices
+    is needed.
 
-    queries and query_gradient `[T, H, 2, C]`, sub_keys and sub_key_gradient `[H, 2, n, C]`, rows and score_gradient
-    `[T, H, k]`. Both outputs must come as zeros. Tokens are added in their order, whatever the number of threads.
+    queries and query_gradient `[T, H, 2, C]`, sub_keys and sub_key_gradient `[H, 2, n, C]`, rows and
+    score_gradient `[T, H, k]`. Both outputs must come as zeros. Tokens are added in their order, whatever
+    the number of threads.
     """
     tokens, heads, k = rows.shape
     n, width = sub_keys.shape[2], sub_keys.shape[3]

@@ -1,6 +1,6 @@
 """Running a job: shards, trainers, and the report at the end.
 
-With `store.carrier: grpc` the shards are Ray actors and the trainers a Ray Train worker group, on the cluster this
+Unless `store.carrier` is in_process, the shards are Ray actors and the trainers a Ray Train worker group, on the cluster this
 process is connected to or on an embedded one that is started here. Ray Train restarts the group when a trainer or a
 shard fails; the trainers then go on from the last cut. With `in_process` the only trainer and its shards run right here,
 without Ray.
@@ -188,7 +188,9 @@ def _train_worker(config: dict[str, object]) -> None:
     attempts = _count_attempt(run) if ranks.leads else None
     group = config["shards"]
     try:
-        store = group.connect(lookup=job.store.lookup) if isinstance(group, ShardGroup) else None
+        store = None
+        if isinstance(group, ShardGroup):
+            store = group.connect(lookup=job.store.lookup, in_place=job.store.carrier == "auto")
         outcome = _run_trainer(job, run, ranks, store)
     except Exception as error:
         if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):

@@ -1,16 +1,16 @@
 """The model: a decoder-only transformer with product-key memories at chosen layers.
 
-Pre-norm with RMSNorm, rotary positions, causal scaled-dot-product attention, GELU feed-forward, no biases, and one matrix as
-token embedding and as output layer. A memory replaces the feed-forward of its layer, or stands beside it and is added. With
-`memory=None` this is the dense twin.
+Pre-norm with RMSNorm, rotary positions, causal scaled-dot-product attention, GELU feed-forward, no biases,
+and one matrix as token embedding and as output layer. A memory replaces the feed-forward of its layer, or
+stands beside it and is added. With `memory=None` this is the dense twin.
 
-The first weights of every part depend on the seed and on the part's place alone: a model with memory and its dense twin start
-with the same embedding, attention and feed-forward layers.
+The first weights of every part depend on the seed and on the part's place alone: a model with memory and
+its dense twin start with the same embedding, attention and feed-forward layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,9 @@ _PADDING = -100
 class Transformer(nn.Module):
     """Tokens int64 `[B, L]` -> logits over the vocabulary `[B, L, V]`.
 
-    `tables` holds the value tables by name; each memory layer takes the one that `memory.table_name(layer)` names. In `forward`
-    and `loss`, `mask` bool `[B, L]` is True at real tokens (None: all are); padding must come after a sequence's real tokens.
+    `tables` holds the value tables by name; each memory layer takes the one that `memory.table_name(layer)`
+    names. In `forward` and `loss`, `mask` bool `[B, L]` is True at real tokens (None: all are); padding
+    must come after a sequence's real tokens.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Transformer(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.embedding = nn.utils.skip_init(nn.Embedding, vocabulary_size, model.dim)
+        self.head_width = model.dim // model.heads
+        self.embedding = nn.Embedding(vocabulary_size, model.dim, device="meta").to_empty(device="cpu")
         nn.init.normal_(self.embedding.weight, std=0.02, generator=_generator(seed, 0))
         self.layers = nn.ModuleList()
         for number in range(1, model.layers + 1):
@@ -63,14 +65,17 @@ class Transformer(nn.Module):
                     seed=_seed(seed, number, 1),
                 )
             replaced = recall is not None and memory is not None and memory.position == "replace"
-            self.layers.append(Layer(model, recall, feed_forward=not replaced, generator=_generator(seed, number)))
+            self.layers.append(
+                Layer(model, recall, feed_forward=not replaced, generator=_generator(seed, number))
+            )
         self.norm = nn.RMSNorm(model.dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.linear(self._hidden(tokens, mask), self.embedding.weight).float()
 
     def loss(self, tokens: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean cross entropy (nats) of the targets int64 `[B, L]` at real tokens, in float32; 0 if there is none.
+        """Mean cross entropy (nats) of the targets int64 `[B, L]` at real tokens, in float32; 0 if there is
+        none.
 
         The logits are made, used and dropped a few tokens at a time.
         """
@@ -95,14 +100,10 @@ class Transformer(nn.Module):
         others = [parameter for parameter in self.parameters() if parameter.ndim != 2]
         return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
-    def memory_layers(self) -> Iterator[MemoryLayer]:
-        """The memory layers, first to last."""
-        return (module for module in self.modules() if isinstance(module, MemoryLayer))
-
     def _hidden(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens `[B, L]` -> the normalised residual stream after the last layer `[B, L, dim]`."""
         x: Tensor = self.embedding(tokens)
-        rotation = rotary_angles(tokens.shape[1], self.layers[0].attention.width, tokens.device)
+        rotation = rotary_angles(tokens.shape[1], self.head_width, tokens.device)
         for layer in self.layers:
             x = layer(x, rotation, mask)
         normal: Tensor = self.norm(x)
@@ -180,7 +181,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def _residual_scale(model: ModelSpec) -> float:
-    """The residual stream is a sum of two parts per layer; smaller first outputs keep its variance at the depth's start."""
+    """The residual stream is a sum of two parts per layer; smaller first outputs keep its variance at the
+    depth's start."""
     return float((2 * model.layers) ** -0.5)
 
 

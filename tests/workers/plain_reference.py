@@ -1,6 +1,8 @@
-"""An independent memory layer for tests: plain PyTorch with autograd, a dense table, and top-k over all n*n keys.
+"""An independent memory layer for tests: plain PyTorch with autograd, a dense table, and top-k over all n*n
+keys.
 
-Nothing here is shared with workers or memory_store. Parameters go by the names they have in a MemoryLayer's state_dict.
+Nothing here is shared with workers or memory_store. Parameters go by the names they have in a MemoryLayer's
+state_dict.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches against brute force: every window once an epoch, every token evaluated once, for any dealing out."""
+"""Batches against brute force: every window once an epoch, every token evaluated once, however dealt."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def test_every_token_but_the_first_is_evaluated_once(
         for inputs, targets, mask in evaluation_batches(text(size), length, sequences, limit, rank, world):
             assert inputs.shape == targets.shape == mask.shape
             assert 1 <= inputs.shape[0] <= sequences
-            assert (inputs.dtype, targets.dtype, mask.dtype) == (np.int64, np.int64, np.bool_)
+            assert inputs.dtype == targets.dtype == np.int64
+            assert mask.dtype == np.bool_
             assert not targets[~mask].any()
             for row_inputs, row_targets, row_mask in zip(inputs, targets, mask, strict=True):
                 real = int(row_mask.sum())

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from workers.splits import SPLITS
 from workers.tokenizer import END_OF_TEXT_ID, train_tokenizer
 
 ADDRESSES = Path(__file__).parents[2] / "examples" / "data" / "sotu.parquet"
-SETTINGS = {"vocab_size": 300, "validation_share": 0.1, "test_share": 0.2}
+SETTINGS: dict[str, Any] = {"vocab_size": 300, "validation_share": 0.1, "test_share": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_corpus_of_other_settings_is_never_written_over(
     prepare_corpus([source], folder, **SETTINGS)
     before = content(folder)
     with pytest.raises(UsageError, match=f"{words} nothing was written over. Choose another --out"):
-        prepare_corpus([source], folder, **{**SETTINGS, **change})  # type: ignore[arg-type]
+        prepare_corpus([source], folder, **{**SETTINGS, **change})
     assert content(folder) == before
 
 
@@ -245,7 +246,7 @@ def test_impossible_settings_are_refused_and_make_nothing(
     change: dict[str, object], words: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        prepare_corpus([source], tmp_path / "corpus", **{**SETTINGS, **change})  # type: ignore[arg-type]
+        prepare_corpus([source], tmp_path / "corpus", **{**SETTINGS, **change})
     assert os.listdir(tmp_path) == ["texts"]
 
 

@@ -25,18 +25,27 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_temperature_zero_takes_the_likeliest_token_each_time(run: RunFolder):
+def test_each_token_is_the_likeliest_after_the_last_window(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Tensor] = []
+
+    def likeliest(logits: torch.Tensor, *_: object) -> int:
+        seen.append(logits)
+        return sample(logits, 0.0, 0, torch.Generator())
+
+    monkeypatch.setattr("workers.generation.sample", likeliest)
+    pieces = generate(run, "The state of the", tokens=40)
+    generated = "The state of the" + "".join(pieces)
+
     trained = load_trained_model(run)
-    tokenizer = trained.corpus.tokenizer
-    prompt = tokenizer.encode("The state of the", add_special_tokens=False).ids
-    text = [0, *prompt]
-    length = trained.job.data.sequence_length
-    assert len(text) < length < len(text) + 40  # the window slides in the middle
-    with torch.no_grad():
-        for _ in range(40):
-            text.append(int(trained.model(torch.tensor([text[-length:]]))[0, -1].argmax()))
-    pieces = generate(run, "The state of the", tokens=40, temperature=0)
-    assert "The state of the" + "".join(pieces) == tokenizer.decode(text[1:])
+    tokenizer, length = trained.corpus.tokenizer, trained.job.data.sequence_length
+    text = [0, *tokenizer.encode("The state of the", add_special_tokens=False).ids]
+    assert len(text) < length < len(text) + 40  # the window begins to slide on the way
+    for logits in seen:
+        with torch.no_grad():
+            expected = trained.model(torch.tensor([text[-length:]]))[0, -1]
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+        text.append(int(expected.argmax()))
+    assert generated == tokenizer.decode(text[1:])
 
 
 def test_the_seed_decides_the_text(run: RunFolder):

@@ -53,8 +53,8 @@ def values(store: StoreClient) -> Tensor:
 
 
 class Fresh(torch.autograd.Function):
-    """A module's output as a function of x and the parameters that may be differentiated any number of times: every
-    backward pass runs the forward pass again, since one lookup serves one backward pass."""
+    """A module's output as a function of x and the parameters that may be differentiated any number of
+    times: every backward pass runs the forward pass again, since one lookup serves one backward pass."""
 
     @staticmethod
     def forward(ctx: Any, module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -111,10 +111,14 @@ def test_output_and_all_gradients_equal_plain_pytorch(
     wanted = {"output": expected, "x": plain_x.grad, "values": table.grad}
     wanted |= {name: parameter.grad for name, parameter in plain.items()}
     for name, exact in wanted.items():
-        # A bias before batch norm has gradient 0, of which float32 leaves rounding errors of the others' size.
+        # A bias before batch norm has gradient 0, of which float32 leaves rounding errors.
         size = max(float(exact.detach().abs().max()), 1e-2)
         torch.testing.assert_close(
-            found[name].double(), exact, rtol=tolerance, atol=tolerance * size, msg=lambda text, name=name: f"{name}: {text}"
+            found[name].double(),
+            exact,
+            rtol=tolerance,
+            atol=tolerance * size,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -134,9 +138,16 @@ def test_padding_changes_nothing_and_comes_out_as_zero() -> None:
         output[mask if mask is not None else ...].square().sum().backward()
         store.step({"memory": 1.0})
         assert x.grad is not None
-        gradients = {name: parameter.grad for name, parameter in layer.named_parameters()} | layer.state_dict()
+        gradients = {
+            name: parameter.grad for name, parameter in layer.named_parameters()
+        } | layer.state_dict()
         accesses = access_report(store, "memory")
-        return output.detach(), gradients | {"x": x.grad}, before - values(store), torch.tensor(accesses.kl_to_uniform)
+        return (
+            output.detach(),
+            gradients | {"x": x.grad},
+            before - values(store),
+            torch.tensor(accesses.kl_to_uniform),
+        )
 
     output, gradients, value_gradient, accesses = run(padded, mask)
     expected, expected_gradients, expected_value_gradient, expected_accesses = run(real, None)
@@ -158,7 +169,7 @@ def test_a_batch_of_padding_alone(query_norm: str) -> None:
     output = layer(new_x(), torch.zeros(TOKENS, dtype=torch.bool))
     output.sum().backward()
     assert torch.equal(output, torch.zeros(TOKENS, DIM, dtype=torch.float64))
-    # Gradients of 0, not None: other ranks may have tokens, and DistributedDataParallel waits for everyone's gradients.
+    # Gradients of 0, not None: DistributedDataParallel waits for every rank's gradients.
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())  # type: ignore[arg-type]
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 

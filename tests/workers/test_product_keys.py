@@ -18,7 +18,8 @@ from workers.selection_kernels import bound_of_pairs, keep_pairs, select_pairs
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Tensor, ProductKeys, int]:
-    """Queries, keys and k. Small whole numbers: arithmetic is exact in any order, and ties and equal keys abound."""
+    """Queries, keys and k. Small whole numbers: arithmetic is exact in any order, and ties and equal keys
+    abound."""
     n = draw(st.integers(1, 80))
     k = draw(st.integers(1, min(n, 40)))
     heads, width = draw(st.integers(1, 3)), draw(st.integers(1, 4))

@@ -61,7 +61,9 @@ def rank_program(rank: int, begin: int, end: int, folder: Path) -> None:
 def test_two_ranks_equal_one_process_with_all_tokens(cut: int, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), *map(str, part), str(tmp_path)], env=environment)
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), *map(str, part), str(tmp_path)], env=environment
+        )
         for rank, part in enumerate([(0, cut), (cut, 11)])
     ]
     assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]

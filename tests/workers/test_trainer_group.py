@@ -39,7 +39,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 def test_shards_in_actors_give_the_bytes_of_one_process(corpus: Path, tmp_path: Path) -> None:
     settings = {"train__steps": 20, "train__cut_every": 10, "store__lookup": "fetch"}
     here = run_job(small_job(corpus, **settings), tmp_path / "here")
-    actors = run_job(small_job(corpus, **settings, store__carrier="grpc"), tmp_path / "actors")
+    actors = run_job(small_job(corpus, **settings, store__carrier="auto"), tmp_path / "actors")
     assert table_content(last_cut(tmp_path / "here")) == table_content(last_cut(tmp_path / "actors"))
     assert dense_content(last_cut(tmp_path / "here")) == dense_content(last_cut(tmp_path / "actors"))
     assert losses(tmp_path / "here") == losses(tmp_path / "actors")
@@ -64,7 +64,7 @@ def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> Non
 
     thread = threading.Thread(target=kill_when_training)
     thread.start()
-    report = run_job(small_job(corpus, **settings, store__carrier="grpc"), tmp_path / "killed")
+    report = run_job(small_job(corpus, **settings, store__carrier="auto"), tmp_path / "killed")
     thread.join()
     assert killed
     assert report.restarts >= 1
@@ -79,7 +79,7 @@ def test_two_trainers_repeat_and_match_one(corpus: Path, tmp_path: Path) -> None
     told: list[Progress] = []
     for name in ("two", "again"):
         run = RunFolder(tmp_path / name)
-        job = small_job(corpus, **settings, store__carrier="grpc", train__trainers=2)
+        job = small_job(corpus, **settings, store__carrier="auto", train__trainers=2)
         run.create(job)
         train(job, run, on_progress=told.append)
     for (step, one), (_, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
