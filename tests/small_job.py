@@ -75,6 +75,6 @@ def table_content(cut: Path) -> dict[tuple[str, int], dict[str, bytes]]:
     return content
 
 
-def dense_content(cut: Path) -> dict[str, bytes]:
+def dense_weights(cut: Path) -> dict[str, bytes]:
     """The dense files of a cut, by name."""
     return {path.name: path.read_bytes() for path in sorted(cut.glob("*.safetensors"))}

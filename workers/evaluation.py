@@ -18,6 +18,7 @@ from memory_store.statistics import access_report, clear_accesses
 from workers.batches import evaluation_batches
 from workers.corpus import Corpus
 from workers.job_spec import JobSpec
+from workers.memory_layer import MemoryLayer
 from workers.ranks import Ranks
 from workers.report import EvaluationReport
 from workers.transformer import Transformer
@@ -28,7 +29,7 @@ EVALUATION_TOKENS_AT_ONCE = 4096
 @contextmanager
 def evaluating(model: Transformer) -> Iterator[None]:
     """The model in evaluation mode, with its memory layers counting their accesses."""
-    layers = list(model.memory_layers())
+    layers = [module for module in model.modules() if isinstance(module, MemoryLayer)]
     was_training = model.training
     model.eval()
     for layer in layers:

@@ -97,6 +97,7 @@ def _train_here(job: JobSpec, run: RunFolder) -> _Outcome:
 
 
 def _run_trainer(job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> _Outcome:
+    torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(ranks.device.type == "cpu")
     trainer = Trainer(job, run, ranks, store)
     evaluation = trainer.train()

@@ -73,7 +73,7 @@ def test_the_quickstart_is_the_job_it_promises_to_be():
     assert (job.table_rows(), job.memory.heads, job.memory.k, job.memory.query_dim) == (128 * 128, 4, 32, 128)
     assert (job.memory.values.optimizer, job.memory.values.lr) == ("adam", 3e-2)
     assert (job.train.steps, job.train.batch_tokens, job.train.trainers) == (600, 2048, 1)
-    assert (job.store.shards, job.store.carrier) == (2, "grpc")
+    assert (job.store.shards, job.store.carrier) == (2, "auto")
 
 
 def test_the_schema_for_editors_is_current_and_accepts_the_quickstart():

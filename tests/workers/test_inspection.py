@@ -11,6 +11,7 @@ import torch
 from memory_store.errors import UsageError
 from tests.small_job import small_job
 from workers.inspection import Inspection, draw_inspection, inspect_run
+from workers.memory_layer import MemoryLayer
 from workers.run_folder import RunFolder
 from workers.trained_model import load_trained_model
 from workers.trainer_group import train
@@ -43,7 +44,7 @@ def test_figures_and_map_are_those_of_a_count_by_hand(two_tables: RunFolder, mon
     weights = {layer: np.zeros(32 * 32) for layer in (1, 2)}
     counts = {layer: np.zeros(32 * 32, dtype=int) for layer in (1, 2)}
     numbers = iter([1, 2] * (len(inputs) // length + 1))
-    for layer in trained.model.memory_layers():
+    for layer in (module for module in trained.model.modules() if isinstance(module, MemoryLayer)):
         original = layer.product_keys.select
 
         def select(queries: torch.Tensor, k: int, original=original):  # type: ignore[no-untyped-def]

@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_plan():
     assert job.memory is not None
     assert (job.model.feed_forward_dim, job.memory.heads, job.memory.query_norm) == (128, 4, "batch")
     assert (job.memory.values.optimizer, job.memory.values.betas) == ("adam", (0.9, 0.999))
-    assert (job.store.shards, job.store.carrier, job.store.shard_memory_gib) == (2, "grpc", 4.0)
+    assert (job.store.shards, job.store.carrier, job.store.shard_memory_gib) == (2, "auto", 4.0)
 
 
 @pytest.mark.parametrize(

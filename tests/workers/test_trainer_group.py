@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from memory_store.actor import NAMESPACE
 from memory_store.cuts import complete_cuts
-from tests.small_job import dense_content, small_job, table_content
+from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
 from workers.report import Progress, Report, read_records
 from workers.run_folder import RunFolder
@@ -36,15 +37,26 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(record.step, record.loss) for record in read_records(folder / "metrics.jsonl")]
 
 
-def test_shards_in_actors_give_the_bytes_of_one_process(corpus: Path, tmp_path: Path) -> None:
-    settings = {"train__steps": 20, "train__cut_every": 10, "store__lookup": "fetch"}
-    here = run_job(small_job(corpus, **settings), tmp_path / "here")
-    actors = run_job(small_job(corpus, **settings, store__carrier="auto"), tmp_path / "actors")
-    assert table_content(last_cut(tmp_path / "here")) == table_content(last_cut(tmp_path / "actors"))
-    assert dense_content(last_cut(tmp_path / "here")) == dense_content(last_cut(tmp_path / "actors"))
-    assert losses(tmp_path / "here") == losses(tmp_path / "actors")
+@pytest.mark.parametrize(
+    ("lookup", "here"),
+    [
+        ("fetch", {"store__lookup": "fetch"}),
+        ("auto", {"store__lookup": "pool", "store__shards": 1}),  # rows read in place add up as in one shard
+    ],
+)
+def test_shards_in_actors_give_the_bytes_of_one_process(
+    corpus: Path, tmp_path: Path, lookup: str, here: dict[str, Any]
+) -> None:
+    settings = {"train__steps": 20, "train__cut_every": 10}
+    alone = run_job(small_job(corpus, **settings, **here), tmp_path / "alone")
+    actors = run_job(
+        small_job(corpus, **settings, store__carrier="auto", store__lookup=lookup), tmp_path / "actors"
+    )
+    assert table_content(last_cut(tmp_path / "alone")) == table_content(last_cut(tmp_path / "actors"))
+    assert dense_weights(last_cut(tmp_path / "alone")) == dense_weights(last_cut(tmp_path / "actors"))
+    assert losses(tmp_path / "alone") == losses(tmp_path / "actors")
     assert actors.restarts == 0
-    assert actors.test_perplexity == here.test_perplexity
+    assert actors.test_perplexity == pytest.approx(alone.test_perplexity, rel=1e-6)
 
 
 def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
@@ -69,7 +81,7 @@ def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> Non
     assert killed
     assert report.restarts >= 1
     assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
-    assert dense_content(last_cut(tmp_path / "killed")) == dense_content(last_cut(tmp_path / "undisturbed"))
+    assert dense_weights(last_cut(tmp_path / "killed")) == dense_weights(last_cut(tmp_path / "undisturbed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
 
 

@@ -9,7 +9,7 @@ import pytest
 import workers.training
 from memory_store.cuts import complete_cuts
 from memory_store.errors import CutError, UsageError
-from tests.small_job import dense_content, small_job, table_content
+from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
 from workers.report import Report, read_records
 from workers.run_folder import RunFolder
@@ -81,7 +81,7 @@ def test_stop_and_resume_gives_the_same_bytes(
     assert losses(tmp_path / "run")[-1][0] == 37  # steps 31 to 37 were logged and must be dropped
     run_job(job, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == losses(undisturbed)
-    assert dense_content(last_cut(tmp_path / "run")) == dense_content(last_cut(undisturbed))
+    assert dense_weights(last_cut(tmp_path / "run")) == dense_weights(last_cut(undisturbed))
     assert table_content(last_cut(tmp_path / "run")) == table_content(last_cut(undisturbed))
 
 
@@ -109,7 +109,7 @@ def test_resume_on_another_number_of_shards(corpus: Path, tmp_path: Path, monkey
         complete_cuts(tmp_path / "two" / "cuts"), complete_cuts(tmp_path / "moved" / "cuts"), strict=True
     ):
         assert table_content(theirs) == table_content(ours), theirs.name
-        assert dense_content(theirs) == dense_content(ours), theirs.name
+        assert dense_weights(theirs) == dense_weights(ours), theirs.name
     assert losses(tmp_path / "two") == losses(tmp_path / "moved")
 
 

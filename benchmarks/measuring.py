@@ -1,0 +1,54 @@
+"""Paired timing: the actions that are compared run in turn (A B A B ...), so a busy moment hits all of them.
+
+A sample is the mean of as many calls as fill `SAMPLE_S`. Sample r of one action and sample r of another are
+neighbours in time; ratios are formed between neighbours, and only then is their median taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_S = 0.02
+_SLOW_S = 0.3  # a first call slower than this is not repeated just to know its time
+
+Samples = NDArray[np.float64]
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def paired_seconds(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Samples]:
+    """Seconds per call of every action, `[repeats]` each; sample r of all actions was taken in round r.
+
+    Every action runs at least once before it is measured. The rounds begin with another action each time.
+    """
+    calls = {name: _calls_per_sample(action) for name, action in actions.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    names = list(actions)
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(_sample(actions[name], calls[name]))
+    return {name: np.array(samples) for name, samples in seconds.items()}
+
+
+def _calls_per_sample(action: Callable[[], object]) -> int:
+    duration = seconds_of(action)
+    if duration < _SLOW_S:
+        duration = seconds_of(action)
+    return max(1, int(SAMPLE_S / max(duration, 1e-9)))
+
+
+def _sample(action: Callable[[], object], calls: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(calls):
+        action()
+    return (time.perf_counter() - begun) / calls
