@@ -10,7 +10,7 @@ SOTU := examples/data/sotu
 
 .PHONY: help
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(INSTALLED) ## Make .venv with everything that is pinned
@@ -18,7 +18,7 @@ setup: $(INSTALLED) ## Make .venv with everything that is pinned
 
 $(INSTALLED): deploy/install $(wildcard deploy/*.lock) pyproject.toml
 	@echo "Installing the pinned packages into .venv (once, a minute or two) ..."
-	@PYTHON="$(PYTHON)" deploy/install $(CURDIR)/.venv --dev
+	@PYTHON="$(PYTHON)" deploy/install "$(CURDIR)/.venv" --dev
 	@$(RUN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -1,7 +1,7 @@
 """The `kernels` benchmark: the value table on one shard, without any wire.
 
 Two questions. How much faster is a whole pass over the table (lookup, backward, row update) than what PyTorch
-and FBGEMM do on the same bags? And how close does each kernel come to the machine's copy bandwidth
+and FBGEMM do with the same bags? And how close does each kernel come to the machine's copy bandwidth
 (kernel_bandwidth.py)?
 """
 
@@ -10,11 +10,72 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.bags import BETAS, EPS, Bags, BagTable, FbgemmRowwiseAdagrad, OurTable, TorchSparseAdam, agree
+from benchmarks.bags import (
+    BETAS,
+    EPS,
+    Bags,
+    BagTable,
+    FbgemmRowwiseAdagrad,
+    Floats,
+    OurTable,
+    TorchSparseAdam,
+    agree,
+)
 from benchmarks.kernel_bandwidth import BandwidthSize, measure_bandwidth
 from benchmarks.local_store import LocalStore
 from benchmarks.measuring import paired_seconds
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
 from memory_store.table_spec import OptimizerKind, OptimizerSpec, TableSpec
-from workers.bags_placeholder import Floats  # noqa
+
+
+@dataclass(frozen=True)
+class KernelsSize:
+    """The table and the bags of a whole pass, and the sizes at which kernels are compared with copying."""
+
+    rows: int
+    dim: int
+    bags: int
+    per_bag: int
+    repeats: int
+    bandwidth: BandwidthSize
+
+
+FULL = KernelsSize(2**20, 256, 6400, 32, 15, BandwidthSize(2**30, (64, 128, 256, 512, 1024), 204_800 * 1024, 15))
+QUICK = KernelsSize(2**20, 256, 6400, 32, 3, BandwidthSize(2**30, (64, 256, 1024), 204_800 * 1024, 3))
+
+
+def run(size: KernelsSize, *, quick: bool) -> BenchmarkRun:
+    """Measure whole passes against the peers, then each kernel against copying."""
+    recorder = Recorder("kernels", quick=quick)
+    use_threads(CORES)
+    bags = Bags.drawn(size.rows, size.dim, size.bags, size.per_bag)
+    _compare(recorder, size, bags, "lazy_adam_vs_torch_sparse_adam", "adam", TorchSparseAdam)
+    if FbgemmRowwiseAdagrad.installed():
+        _compare(recorder, size, bags, "rowwise_adagrad_vs_fbgemm_cpu", "rowwise_adagrad", FbgemmRowwiseAdagrad)
+    else:
+        recorder.missing("rowwise_adagrad_vs_fbgemm_cpu", "fbgemm-gpu-cpu is not installed (extra `bench`)")
+    measure_bandwidth(recorder, size.bandwidth)
+    return recorder.finish()
+
+
+def _compare(
+    recorder: Recorder,
+    size: KernelsSize,
+    bags: Bags,
+    ratio: str,
+    kind: OptimizerKind,
+    make_peer: Callable[[Floats, Bags], BagTable],
+) -> None:
+    """Whole passes of our table with optimizer `kind` and of a peer, in turn."""
+    optimizer = OptimizerSpec(kind, betas=BETAS, eps=EPS)
+    store = LocalStore(TableSpec("memory", size.rows, size.dim, optimizer=optimizer), lookup="pool")
+    ours, peer = OurTable(store, bags), make_peer(store.read_all(), bags)
+    agree(ours, peer, bags)
+
+    seconds = paired_seconds({"ours": ours.step, "peer": peer.step}, size.repeats)
+    entries = bags.rows.size
+    for who, samples in seconds.items():
+        name = type(peer).__name__ if who == "peer" else f"pkm {kind}"
+        recorder.add("whole pass", "million rows/s", entries / samples / 1e6, table=name)
+    recorder.ratio(ratio, recorder.add(ratio, "ratio", seconds["peer"] / seconds["ours"]))

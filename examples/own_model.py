@@ -35,6 +35,6 @@ for step in range(101):
     optimizer.zero_grad()
     loss.backward()  # leaves the gradients of the table's rows in the store
     optimizer.step()
-    store.step({"memory": 1e-2})  # moves the rows that were read, and no others
+    store.step({"memory": 3e-2})  # moves the rows that were read, and no others
     if step % 20 == 0:
         print(f"step {step:3d}  loss {loss.item():.3f}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -49,7 +50,7 @@ class ShardActor:
         self._incarnation = secrets.token_hex(8)
         placement = Placement.even(shards)
         core = ShardCore(specs, placement, shard, incarnation=self._incarnation, shared=True)
-        host_address = ray.util.get_node_ip_address()
+        host_address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._server = ShardServer(ShardHost(core), f"{host_address}:0", token)
         self._address = f"{host_address}:{self._server.port}"
 
@@ -80,9 +81,7 @@ class ShardGroup:
         """
         actors = [ray.get_actor(self.actor_name(shard), namespace=NAMESPACE) for shard in range(self.shards)]
         try:
-            return list(
-                ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)
-            )
+            return list(ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S))
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             raise StoreError(
                 f"A shard of job {self.job!r} did not start within {START_TIMEOUT_S:g} s ({type(error).__name__})."
@@ -110,7 +109,9 @@ class RunningShards:
         remove_placement_group(self.placement)
 
 
-def start_shards(job: str, specs: Sequence[TableSpec], shards: int, *, cpus_per_shard: float = 1.0) -> RunningShards:
+def start_shards(
+    job: str, specs: Sequence[TableSpec], shards: int, *, cpus_per_shard: float = 1.0
+) -> RunningShards:
     """Start the shards of a job, spread over hosts, each with the memory that its part of the tables needs.
 
     Raises StoreError if the cluster has no room for them, with the numbers.
@@ -121,18 +122,21 @@ def start_shards(job: str, specs: Sequence[TableSpec], shards: int, *, cpus_per_
         for shard in range(shards)
     ]
     bundles = placement_group(
-        [{"CPU": cpus_per_shard, "memory": float(size)} for size in sizes], strategy="SPREAD", name=f"{job}-shards"
+        [{"CPU": cpus_per_shard, "memory": float(size)} for size in sizes],
+        strategy="SPREAD",
+        name=f"{job}-shards",
     )
     if not bundles.wait(START_TIMEOUT_S):
-        free = ray.available_resources()
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         remove_placement_group(bundles)
         raise StoreError(
-            f"The cluster has no room for {shards} shards of {max(sizes) / 2**30:.2f} GiB and {cpus_per_shard:g} CPU each: "
-            f"free are {free.get('memory', 0) / 2**30:.2f} GiB and {free.get('CPU', 0):g} CPU. Use fewer sub-keys, or more hosts."
+            f"The cluster has no room for {shards} shards of {max(sizes) / 2**30:.2f} GiB and {cpus_per_shard:g} CPU "
+            f"each: free are {free.get('memory', 0) / 2**30:.2f} GiB and {free.get('CPU', 0):g} CPU. "
+            "Use fewer sub-keys, or more hosts."
         )
     group = ShardGroup(job, shards, secrets.token_hex(32))
     actor_class = ray.remote(ShardActor)
-    actors = [
+    actors: list[Any] = [
         actor_class.options(
             name=group.actor_name(shard),
             namespace=NAMESPACE,

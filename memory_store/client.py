@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ from memory_store.lookups import (
     FetchedRows,
     Lookup,
     LookupKind,
-    ShardEntries,
     access_sums,
     cheaper,
     shard_slices,
@@ -218,9 +217,7 @@ class StoreClient:
 
     # ---- updates -------------------------------------------------------------------------------------------
 
-    def contribute(
-        self, shard: int, make: Contributing, **parts: Any
-    ) -> Future[m.Reply]:
+    def contribute(self, shard: int, make: Contributing, **parts: Any) -> Future[m.Reply]:
         """Send one contribution to the step under way to a shard, numbered; `step` waits for it."""
         self._seq[shard] += 1
         self._contributions[shard] += 1
@@ -310,5 +307,3 @@ class StoreClient:
         """Close the connections; the shards stay."""
         for carrier in self._carriers:
             carrier.close()
-
-

@@ -123,7 +123,6 @@ def _side_by_side(
             flags = mmap.MAP_SHARED | _MAP_FIXED
             if _libc.mmap(where, length, mmap.PROT_READ, flags, descriptor, offset) == _FAILED:
                 raise OSError(ctypes.get_errno(), "a shard's block can't be mapped")
-    block = (ctypes.c_char * size).from_address(base)
+    block = (ctypes.c_uint8 * size).from_address(base)
     weakref.finalize(block, _libc.munmap, base, size)
-    count = size // spec.storage_dtype.itemsize
-    return np.frombuffer(block, dtype=spec.storage_dtype, count=count).reshape(-1, spec.dim)
+    return np.ctypeslib.as_array(block).view(spec.storage_dtype).reshape(-1, spec.dim)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from memory_store import messages as m
 from memory_store.bucket_files import spec_from_json
+from memory_store.calls import expect
 from memory_store.carriers.base import Carrier
 from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.carriers.in_process import InProcessCarrier
-from memory_store.client import TIMEOUT_S, StoreClient, expect
+from memory_store.client import TIMEOUT_S, StoreClient
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
 from memory_store.mapped_shards import map_shards

@@ -16,6 +16,8 @@ from memory_store.kernels import all_finite
 from memory_store.messages import Commit, Fetch
 from memory_store.table import TablePart
 
+MAP_SIDE_MAX = 1024
+
 
 def check_owned(part: TablePart, addresses: NDArray[np.uint32]) -> None:
     """All addresses are of rows that exist, in this part."""
@@ -81,6 +83,15 @@ def check_factors(what: str, factors: NDArray[np.float64], tables: int) -> None:
     if factors.shape != (tables,) or not np.isfinite(factors).all():
         raise StoreError(
             f"The {what} {factors.tolist()} are not {tables} finite numbers, one for each table."
+        )
+
+
+def check_map(part: TablePart, sub_keys: int, side: int) -> None:
+    """The table is the square of its sub-keys, and the picture is bounded."""
+    if sub_keys**2 != part.spec.rows or not 0 < side <= MAP_SIDE_MAX:
+        raise StoreError(
+            f"No map of {sub_keys} sub-keys and side {side} can be drawn of {part.spec.rows} rows; "
+            f"there must be sub-keys squared rows, and the side may be 1 to {MAP_SIDE_MAX}."
         )
 
 

@@ -31,6 +31,7 @@ from memory_store.request_checks import (
     check_fetch,
     check_finite,
     check_gradient,
+    check_map,
     check_owned,
 )
 from memory_store.steps import Contribution, WriterGroup, token_of_entry
@@ -388,14 +389,10 @@ class ShardCore:
 
     def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:
         part = self._table(request.table)
-        sub_keys, side = request.sub_keys, request.side
-        if sub_keys**2 != part.spec.rows or not 0 < side <= 1024:
-            raise StoreError(
-                f"No map of {sub_keys} sub-keys and side {side} can be drawn of {part.spec.rows} rows; "
-                "there must be sub-keys squared rows, and the side may be 1 to 1024."
-            )
-        pixels = access_map(part.weight_sums, part.first_address, part.spec.rows, sub_keys, side)
-        return m.AccessDrawn(pixels)
+        check_map(part, request.sub_keys, request.side)
+        return m.AccessDrawn(
+            access_map(part.weight_sums, part.first_address, part.spec.rows, request.sub_keys, request.side)
+        )
 
     def _table(self, name: str) -> TablePart:
         part = self.tables.get(name)

@@ -23,7 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def pkm(*arguments: str) -> str:
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "pkm"), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=1500
+        [str(Path(sys.executable).parent / "pkm"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,7 +69,9 @@ def test_without_its_memory_the_model_is_clearly_worse(runs: Path, ablation: str
     trained = load_trained_model(RunFolder(runs / "memory"))
 
     def test_perplexity() -> float:
-        report = evaluate(trained.model, trained.store, trained.corpus, trained.job, "test", tokens_max=40_000)
+        report = evaluate(
+            trained.model, trained.store, trained.corpus, trained.job, "test", tokens_max=40_000
+        )
         return report.perplexity
 
     whole = test_perplexity()

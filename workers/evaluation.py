@@ -72,7 +72,9 @@ def evaluate(
             world=ranks.world,
         ):
             real = int(np.count_nonzero(mask))
-            loss = model.loss(*(torch.from_numpy(array).to(ranks.device) for array in (inputs, targets, mask)))
+            loss = model.loss(
+                *(torch.from_numpy(array).to(ranks.device) for array in (inputs, targets, mask))
+            )
             loss_sum += float(loss) * real
             count += real
     loss_sum, total = ranks.sum(loss_sum, float(count))

@@ -203,8 +203,10 @@ class StoreSpec(_Spec):
     shards: int = Field(default=2, ge=1, le=BUCKETS)
     """Processes over which the rows are spread."""
     carrier: Literal["auto", "grpc", "in_process"] = "auto"
-    """auto: each shard is a Ray actor, whose rows trainers on its host read in place and others fetch by gRPC; grpc: all
-    use gRPC; in_process: all shards live inside the only trainer, without Ray."""
+    """auto: shards are Ray actors; trainers on a shard's host read its rows in place, others use gRPC.
+
+    grpc: Ray actors, reached by gRPC alone. in_process: all shards live inside the only trainer, without Ray.
+    """
     lookup: Literal["auto", "fetch", "pool"] = "auto"
     """fetch: distinct rows travel; pool: shards return partial sums; auto: the cheaper one, call by call."""
     shard_memory_gib: float = Field(default=4.0, gt=0)

@@ -28,8 +28,17 @@ def draw_losses(records: Sequence[StepRecord], path: Path, title: str) -> Path:
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="training, each step")
     if losses.size >= 2 * _SMOOTH_STEPS:
         means = np.convolve(losses, np.ones(_SMOOTH_STEPS) / _SMOOTH_STEPS, mode="valid")
-        axes.plot(steps[_SMOOTH_STEPS - 1 :], means, color="#1f4e79", label=f"training, mean of {_SMOOTH_STEPS} steps")
-    validated = [(record.step, np.log(record.validation_perplexity)) for record in records if record.validation_perplexity]
+        axes.plot(
+            steps[_SMOOTH_STEPS - 1 :],
+            means,
+            color="#1f4e79",
+            label=f"training, mean of {_SMOOTH_STEPS} steps",
+        )
+    validated = [
+        (record.step, np.log(record.validation_perplexity))
+        for record in records
+        if record.validation_perplexity
+    ]
     if validated:
         axes.plot(*zip(*validated, strict=True), "o", color="#c0504d", label="validation")
     axes.set(xlabel="step", ylabel="cross entropy per token (nats)", title=f"{title}: loss")
@@ -54,7 +63,9 @@ def draw_pixels(pixels: NDArray[np.float64], path: Path, title: str) -> Path:
         interpolation="nearest",
     )
     figure.colorbar(image, ax=axes, label="sum of access weights on held-out text")
-    axes.set(xlabel="second sub-key", ylabel="first sub-key", title=f"{title}: use of the value table's slots")
+    axes.set(
+        xlabel="second sub-key", ylabel="first sub-key", title=f"{title}: use of the value table's slots"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

@@ -1,11 +1,11 @@
 """A run's folder: one place for all that a run leaves behind.
 
-  job.yaml         the job as it was resolved, defaults and overrides included
-  metrics.jsonl    one line per step (report.py: StepRecord)
-  report.json      the figures of the finished run (report.py: Report)
-  access-map.arrow how often each pair of sub-keys was used on held-out text
-  plots/           loss.png, access-map.png
-  cuts/            checkpoints (memory_store/cuts.py)
+job.yaml         the job as it was resolved, defaults and overrides included
+metrics.jsonl    one line per step (report.py: StepRecord)
+report.json      the figures of the finished run (report.py: Report)
+access-map.arrow how often each pair of sub-keys was used on held-out text
+plots/           loss.png, access-map.png
+cuts/            checkpoints (memory_store/cuts.py)
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class RunFolder:
         """Make the folder and keep the job in it. Raises UsageError if something is there already."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UsageError(
-                f"{self.path} exists already; continue it with --resume, choose another folder with --run, or replace it with --overwrite."
+                f"{self.path} exists already; continue it with --resume, choose another folder with --run, "
+                "or replace it with --overwrite."
             )
         self.cuts_path.mkdir(parents=True)
         self.plots_path.mkdir()
@@ -50,7 +51,9 @@ class RunFolder:
     def remove(self) -> None:
         """Delete the run. Raises UsageError if the folder is not a run's."""
         if not self.exists():
-            raise UsageError(f"{self.path} is not the folder of a run (it has no job.yaml); it was not removed.")
+            raise UsageError(
+                f"{self.path} is not the folder of a run (it has no job.yaml); it was not removed."
+            )
         shutil.rmtree(self.path)
 
     def save_job(self, job: JobSpec) -> None:

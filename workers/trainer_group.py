@@ -21,8 +21,8 @@ import torch
 
 from memory_store.actor import ShardGroup, start_shards
 from memory_store.client import StoreClient
-from memory_store.durable_files import replace_file
 from memory_store.cuts import complete_cuts, cut_step
+from memory_store.durable_files import replace_file
 from memory_store.errors import (
     CutError,
     NonFiniteGradientError,
@@ -46,6 +46,7 @@ from workers.training_cut import latest_cut
 MAP_SIDE_MAX = 512
 RESTARTS_MAX = 100
 _POLL_S = 0.5
+_RECENT_LINES = 40
 ATTEMPTS_IN_VAIN_MAX = 5
 _EVALUATION = "evaluation.json"
 _ATTEMPTS = "attempts.json"
@@ -136,15 +137,21 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
             name=job.name,
             storage_path=str(run.path / "ray"),
             failure_config=FailureConfig(max_failures=RESTARTS_MAX),
-            worker_runtime_env={
-                "env_vars": {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+            worker_runtime_env={  # type: ignore[call-arg]  # of the class Ray really uses
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "NUMBA_NUM_THREADS": threads,
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                }
             },
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise StoreError(f"The trainers failed more than {RESTARTS_MAX} times; the last failure: {error}") from error
+        raise StoreError(
+            f"The trainers failed more than {RESTARTS_MAX} times; the last failure: {error}"
+        ) from error
     finally:
         if shards is not None:
             shards.stop()
@@ -245,11 +252,13 @@ def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], N
             record = last_record(run.metrics_path)
             if record is None or record.step == told:
                 continue
-            recent = read_records(run.metrics_path)[-USAGE_LINES:]
-            usage = next((line.memory_usage for line in reversed(recent) if line.memory_usage is not None), usage)
+            recent = read_records(run.metrics_path)[-_RECENT_LINES:]
+            usage = next(
+                (line.memory_usage for line in reversed(recent) if line.memory_usage is not None), usage
+            )
             rate = sorted(line.tokens_per_second for line in recent)[len(recent) // 2]
             left = (job.train.steps - record.step) * job.train.batch_tokens / rate
-            phase = "recovering" if record.step < told else "evaluating" if record.step == job.train.steps else "training"
+            phase = _phase(record.step, told, job.train.steps)
             told = record.step
             on_progress(Progress(phase, record.step, job.train.steps, record.loss, rate, usage, left))
 
@@ -262,7 +271,10 @@ def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], N
         thread.join()
 
 
-USAGE_LINES = 40
+def _phase(step: int, told: int, steps: int) -> str:
+    if step < told:
+        return "recovering"
+    return "evaluating" if step == steps else "training"
 
 
 def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, restarts: int, wall_seconds: float) -> Report:

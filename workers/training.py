@@ -9,7 +9,8 @@ for bit what would have followed without the failure.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -169,10 +170,12 @@ class Trainer:
         result = self.store.step(dict.fromkeys(self.store.specs, rate), clip)
         return rate, max(result.gradient_norms.values(), default=None)
 
-    def _gradients_stay_local(self) -> torch._C._GeneratorContextManager | nullcontext[None]:  # type: ignore[name-defined]
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+    def _gradients_stay_local(self) -> AbstractContextManager[None]:
+        if isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return nullcontext()
 
-    def _precision(self) -> torch.autocast | nullcontext[None]:
+    def _precision(self) -> AbstractContextManager[object]:
         if self.job.train.precision == "bfloat16":
             return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
         return nullcontext()
@@ -183,8 +186,7 @@ class Trainer:
         if self.store is None or not self.ranks.leads or self.step % USAGE_EVERY_STEPS:
             return None
         since = max(0, self.step - USAGE_WINDOW_STEPS)
-        shares = [touched_share(self.store, table, since) for table in self.store.specs]
-        return sum(shares) / len(shares)
+        return fmean(touched_share(self.store, table, since) for table in self.store.specs)
 
     def _with_validation(self, record: StepRecord) -> StepRecord:
         report = evaluate(
@@ -196,14 +198,12 @@ class Trainer:
             ranks=self.ranks,
             tokens_max=self.job.train.evaluation_tokens,
         )
-        tables = list(report.memory.values())
-        return record.model_copy(
-            update={
-                "validation_perplexity": report.perplexity,
-                "validation_usage": sum(table.usage for table in tables) / len(tables) if tables else None,
-                "validation_kl": sum(table.kl_to_uniform for table in tables) / len(tables) if tables else None,
-            }
-        )
+        figures: dict[str, float] = {"validation_perplexity": report.perplexity}
+        if report.memory:
+            tables = report.memory.values()
+            figures["validation_usage"] = fmean(table.usage for table in tables)
+            figures["validation_kl"] = fmean(table.kl_to_uniform for table in tables)
+        return record.model_copy(update=figures)
 
     def _cut(self) -> None:
         if self.store is not None:

@@ -54,7 +54,9 @@ def latest_cut(cuts: Path) -> Path:
     """The newest complete cut. Raises CutError if there is none."""
     folders = complete_cuts(cuts)
     if not folders:
-        raise CutError(f"{cuts} holds no complete cut yet; the run must reach its first one (train.cut_every).")
+        raise CutError(
+            f"{cuts} holds no complete cut yet; the run must reach its first one (train.cut_every)."
+        )
     return folders[-1]
 
 

@@ -53,7 +53,9 @@ class ShardServer(grpc.GenericRpcHandler):
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise StoreError(f"No shard can be served at {address}: it is taken, or not of this host.") from None
+            raise StoreError(
+                f"No shard can be served at {address}: it is taken, or not of this host."
+            ) from None
         self._server.start()
 
     def service(

@@ -20,7 +20,6 @@ def generate(
 ) -> None:
     """Print the prompt and go on with text sampled from the last cut of a run."""
     from workers.generation import generate as generate_text
-
     from workers.run_folder import RunFolder
 
     with data_only():

@@ -37,9 +37,7 @@ class ReferenceTable:
             output[token] += float(weights[token, entry]) * self.values[rows[token, entry]]
         return output
 
-    def weight_gradient(
-        self, rows: NDArray[np.int64], output_gradient: NDArray[Any]
-    ) -> NDArray[np.float64]:
+    def weight_gradient(self, rows: NDArray[np.int64], output_gradient: NDArray[Any]) -> NDArray[np.float64]:
         gradient = np.zeros(rows.shape)
         for token, entry in np.ndindex(*rows.shape):
             gradient[token, entry] = self.values[rows[token, entry]] @ output_gradient[token]

@@ -37,7 +37,9 @@ def test_uniform_access(lookup: LookupKind):
 
 @pytest.mark.parametrize("lookup", KINDS)
 def test_a_single_slot(lookup: LookupKind):
-    report = report_after(store(1600, lookup=lookup), np.full((5, 4), 1234), np.full((5, 4), 0.25, np.float32))
+    report = report_after(
+        store(1600, lookup=lookup), np.full((5, 4), 1234), np.full((5, 4), 0.25, np.float32)
+    )
     assert (report.usage, report.rows_used, report.accesses) == (1 / 1600, 1, 20)
     assert report.kl_to_uniform == pytest.approx(math.log(1600))
     assert report.top1_share == 1.0
@@ -75,7 +77,9 @@ def test_counting_at_the_shards_is_counting_every_access(
     for _ in range(3):
         rows = np.minimum(rng.zipf(1.3, size=(20, 6)), table_rows) - 1
         # Eighths add without rounding in any order, and make ties; powers of ten spread over many bins.
-        weights = rng.integers(0, 9, size=rows.shape) / 8 if ties else 10 ** rng.uniform(-6, 2, size=rows.shape)
+        weights = (
+            rng.integers(0, 9, size=rows.shape) / 8 if ties else 10 ** rng.uniform(-6, 2, size=rows.shape)
+        )
         weights = weights.astype(np.float32)
         client.table("memory").lookup(rows, weights, keep=False, track=True)
         np.add.at(counts, rows, 1)

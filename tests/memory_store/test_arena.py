@@ -47,5 +47,12 @@ def test_the_bytes_of_a_part_are_known_before_it_is_made(kind: str, dtype: str):
     arena = Arena(part_bytes(spec, placement, 1))
     part = TablePart(spec, placement, 1, arena)
     assert arena.used == arena.capacity
-    arrays = [part.values, part.first_state, part.second_state, part.last_step, part.accesses, part.weight_sums]
+    arrays = [
+        part.values,
+        part.first_state,
+        part.second_state,
+        part.last_step,
+        part.accesses,
+        part.weight_sums,
+    ]
     assert sum(array.nbytes for array in arrays) == part.address_count * spec.bytes_per_row

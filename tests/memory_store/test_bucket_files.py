@@ -38,7 +38,11 @@ def test_a_file_holds_the_columns_of_its_rows_by_bucket(kind: str, dtype: ValueT
     spec = TableSpec("memory", 2500, 3, dtype, optimizer=OptimizerSpec(kind))  # type: ignore[arg-type]
     part = part_of(spec, 1, 2, scrambled=True)
     entry = write_buckets(tmp_path, part, 1)
-    assert (entry.name, entry.table, entry.buckets) == ("memory-shard-0001.arrow", "memory", tuple(range(512, 1024)))
+    assert (entry.name, entry.table, entry.buckets) == (
+        "memory-shard-0001.arrow",
+        "memory",
+        tuple(range(512, 1024)),
+    )
     with pa.ipc.open_file(tmp_path / entry.name) as reader:
         assert reader.num_record_batches == 512
         for index in (0, 100, 511):
@@ -102,9 +106,15 @@ def test_a_missing_bucket_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("buckets", "said"),
-    [(tuple(range(1023)), "lacks bucket"), ((1, 0, *range(2, 1024)), "another form"), (tuple(range(1024)) * 2, "1024 buckets")],
+    [
+        (tuple(range(1023)), "lacks bucket"),
+        ((1, 0, *range(2, 1024)), "another form"),
+        (tuple(range(1024)) * 2, "1024 buckets"),
+    ],
 )
-def test_a_manifest_that_does_not_fit_its_file_is_refused(buckets: tuple[int, ...], said: str, tmp_path: Path):
+def test_a_manifest_that_does_not_fit_its_file_is_refused(
+    buckets: tuple[int, ...], said: str, tmp_path: Path
+):
     spec = TableSpec("memory", 1025, 3)  # bucket 0 has two rows, the others one
     entry = write_buckets(tmp_path, part_of(spec), 0).model_copy(update={"buckets": buckets})
     part = part_of(spec)

@@ -102,7 +102,9 @@ def clients(
             server.stop(0)
 
 
-def train(client: StoreClient, writer: int, writers: int, clip: Clipping = None, pause_s: float = 0.0005) -> list[float]:
+def train(
+    client: StoreClient, writer: int, writers: int, clip: Clipping = None, pause_s: float = 0.0005
+) -> list[float]:
     """One writer's loop over its share of the tokens; returns the gradient norms it was told."""
     batches, share = Batches(), slice(writer * TOKENS // writers, (writer + 1) * TOKENS // writers)
     table, norms = client.table("memory"), []
@@ -216,7 +218,8 @@ def test_outputs_and_weight_gradients_are_those_of_a_plain_table(dtype: Any, loo
 def test_with_one_shard_both_lookups_give_the_same_bits():
     rows, weights = Batches().lookup(0)
     fetched, pooled = (
-        in_process_store([SPEC], lookup=kind).table("memory").lookup(rows, weights, keep=True) for kind in KINDS
+        in_process_store([SPEC], lookup=kind).table("memory").lookup(rows, weights, keep=True)
+        for kind in KINDS
     )
     assert fetched.output.tobytes() == pooled.output.tobytes()
     gradient = Batches().output_gradient(0, fetched.output)
@@ -235,7 +238,13 @@ def test_nothing_to_look_up_is_no_special_case(lookup: LookupKind, shape: tuple[
 
 @pytest.mark.parametrize(
     ("tokens", "distinct", "shards", "chosen"),
-    [(10, 100, 2, "pool"), (10, 15, 2, "fetch"), (10, 100, 12, "fetch"), (200, 1000, 2, "pool"), (200, 40, 1, "fetch")],
+    [
+        (10, 100, 2, "pool"),
+        (10, 15, 2, "fetch"),
+        (10, 100, 12, "fetch"),
+        (200, 1000, 2, "pool"),
+        (200, 40, 1, "fetch"),
+    ],
 )
 def test_the_cheaper_lookup_is_the_one_that_moves_fewer_vectors(
     tokens: int, distinct: int, shards: int, chosen: str, monkeypatch: pytest.MonkeyPatch
@@ -244,7 +253,9 @@ def test_the_cheaper_lookup_is_the_one_that_moves_fewer_vectors(
     for kind in KINDS:
         whole: Callable[..., Any] = getattr(StoreClient, f"_{kind}")
         monkeypatch.setattr(
-            StoreClient, f"_{kind}", lambda *a, _whole=whole, _kind=kind, **k: taken.append(_kind) or _whole(*a, **k)
+            StoreClient,
+            f"_{kind}",
+            lambda *a, _whole=whole, _kind=kind, **k: taken.append(_kind) or _whole(*a, **k),
         )
     rows = np.resize(np.arange(distinct), (tokens, 10))
     store = in_process_store([SPEC], shards, lookup="auto")
@@ -317,7 +328,13 @@ def test_finite_gradients_whose_sum_overflows_are_refused_by_clipping():
 
 
 @pytest.mark.parametrize(
-    ("rates", "clip"), [({}, None), ({"other": 0.1}, None), ({"memory": 0.1, "other": 0.1}, None), ({"memory": 0.1}, {"other": 1.0})]
+    ("rates", "clip"),
+    [
+        ({}, None),
+        ({"other": 0.1}, None),
+        ({"memory": 0.1, "other": 0.1}, None),
+        ({"memory": 0.1}, {"other": 1.0}),
+    ],
 )
 def test_every_table_and_no_other_needs_a_rate(rates: dict[str, float], clip: Clipping):
     store, _ = one_lookup()

@@ -66,7 +66,11 @@ class Store:
         for spec in self.specs:
             parts = [host._core.tables[spec.name] for host in self.hosts]
             for name in ("values", "first_state", "second_state", "last_step"):
-                rows = [getattr(part, name)[part.bucket_slice(bucket)] for part in parts for bucket in part.buckets]
+                rows = [
+                    getattr(part, name)[part.bucket_slice(bucket)]
+                    for part in parts
+                    for bucket in part.buckets
+                ]
                 content[f"{spec.name}.{name}"] = np.concatenate(rows).tobytes()
         return content
 
@@ -209,7 +213,17 @@ def test_a_missing_file_is_named(small_cut: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"[]", b"null", b'"body"', b'{"body":{}}', b'{"body":{},"sha256":""}\n', b"\xff\xfe", b"[" * 100_000],
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'"body"',
+        b'{"body":{}}',
+        b'{"body":{},"sha256":""}\n',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / MANIFEST).write_bytes(content)

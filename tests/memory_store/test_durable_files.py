@@ -20,7 +20,9 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_crash_before_the_end_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+def test_a_crash_before_the_end_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+):
     path = tmp_path / "file"
     replace_file(path, b"old")
 

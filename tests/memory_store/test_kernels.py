@@ -36,7 +36,9 @@ class Case:
         self.addresses = (self.rows + FIRST).astype(np.uint32)
         self.weights = rng.normal(size=self.token.size).astype(self.compute)
         self.output_gradient = rng.normal(size=(7, dim)).astype(self.compute)
-        self.tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-5, "atol": 1e-5}
+        self.tolerance = (
+            {"rtol": 1e-12, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-5, "atol": 1e-5}
+        )
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -111,5 +111,7 @@ def test_messages_are_used_where_reading_in_place_is_not_safe_or_possible(addres
     assert map_shards(infos, [SPEC], placement) is not None
     stranger = [type(info)(**{**vars(info), "incarnation": "another-life"}) for info in infos]
     assert map_shards(stranger, [SPEC], placement) is None
-    elsewhere = [type(info)(**{**vars(info), "arena": '{"path": "/proc/1/fd/999", "offsets": {}}'}) for info in infos]
+    elsewhere = [
+        type(info)(**{**vars(info), "arena": '{"path": "/proc/1/fd/999", "offsets": {}}'}) for info in infos
+    ]
     assert map_shards(elsewhere, [SPEC], placement) is None

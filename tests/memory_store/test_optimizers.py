@@ -83,7 +83,10 @@ def test_equals_torch_on_the_same_sparse_gradients(kind: OptimizerKind, dtype: t
         np.testing.assert_allclose(
             table.arrays.values, parameter.detach().numpy(), rtol=tolerance, atol=tolerance
         )
-    assert abs(table.arrays.values[: ROWS // 2] - Table(table.spec, dtype).arrays.values[: ROWS // 2]).min() > 1e-6
+    assert (
+        abs(table.arrays.values[: ROWS // 2] - Table(table.spec, dtype).arrays.values[: ROWS // 2]).min()
+        > 1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -131,7 +131,9 @@ class ShardMachine(RuleBasedStateMachine):
         self.lookups = 0
         fenced = [ticket for ticket, request in self.waiting.items() if isinstance(request, m.Commit)]
         self.new_step()
-        assert self.reply(m.OpenGroup(f"session-{self.epoch}", self.epoch, writers)) == m.Done(duplicate=False)
+        assert self.reply(m.OpenGroup(f"session-{self.epoch}", self.epoch, writers)) == m.Done(
+            duplicate=False
+        )
         assert all(isinstance(self.answers[ticket], FencedError) for ticket in fenced)
 
     @rule(chosen=addresses, ahead=st.integers(-1, 2))
@@ -154,16 +156,28 @@ class ShardMachine(RuleBasedStateMachine):
         sender = self.senders[writer % self.writers]
         entries = [data.draw(st.lists(st.sampled_from(ADDRESSES), max_size=5)) for _ in range(tokens)]
         chosen = [address for token in entries for address in token]
-        weights = np.array(data.draw(st.lists(integers, min_size=len(chosen), max_size=len(chosen))), np.float32)
+        weights = np.array(
+            data.draw(st.lists(integers, min_size=len(chosen), max_size=len(chosen))), np.float32
+        )
         offsets = np.cumsum([0] + [len(token) for token in entries]).astype(np.int32)
         self.lookups += 1
         request = m.Pool(
-            sender, "memory", self.version, self.lookups, True, False, offsets, np.array(chosen, np.uint32), weights
+            sender,
+            "memory",
+            self.version,
+            self.lookups,
+            True,
+            False,
+            offsets,
+            np.array(chosen, np.uint32),
+            weights,
         )
         reply = self.reply(request)
         assert isinstance(reply, m.Rows)
         weighted = weights[:, None] * self.values(chosen)
-        expected = [weighted[begin:end].sum(axis=0) for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        expected = [
+            weighted[begin:end].sum(axis=0) for begin, end in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
         np.testing.assert_array_equal(reply.values, np.array(expected).reshape(tokens, DIM))
         self.kept[self.lookups] = (request, sender)
 
@@ -308,7 +322,15 @@ class ShardMachine(RuleBasedStateMachine):
             "apply": m.Apply(old, self.version, np.array([1.0])),
             "initialise": m.Initialise(old),
             "pool": m.Pool(
-                old, "memory", self.version, 1, True, False, np.zeros(1, np.int32), none, np.empty(0, np.float32)
+                old,
+                "memory",
+                self.version,
+                1,
+                True,
+                False,
+                np.zeros(1, np.int32),
+                none,
+                np.empty(0, np.float32),
             ),
         }
         assert isinstance(self.reply(requests[kind]), FencedError)
@@ -326,7 +348,15 @@ class ShardMachine(RuleBasedStateMachine):
             "width": replace(good, gradients=np.ones((1, DIM + 1), np.float32)),
             "step": replace(good, step=self.version + 1),
             "offsets": m.Pool(
-                sender, "memory", self.version, 0, True, False, offsets, good.addresses, np.ones(1, np.float32)
+                sender,
+                "memory",
+                self.version,
+                0,
+                True,
+                False,
+                offsets,
+                good.addresses,
+                np.ones(1, np.float32),
             ),
         }
         reply = self.reply(flawed[flaw])

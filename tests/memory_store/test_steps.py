@@ -21,7 +21,12 @@ def sender(writer: int = 0) -> Sender:
 
 
 def commit(
-    writer: int = 0, seq: int = 9, contributions: int = 0, step: int = 0, rate: float = 0.5, hold: bool = False
+    writer: int = 0,
+    seq: int = 9,
+    contributions: int = 0,
+    step: int = 0,
+    rate: float = 0.5,
+    hold: bool = False,
 ) -> Commit:
     return Commit(sender(writer), seq, step, contributions, hold, 1.0, np.array([rate]))
 

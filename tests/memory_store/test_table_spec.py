@@ -33,7 +33,8 @@ def test_an_impossible_table_is_refused(change: dict[str, Any], said: str):
 
 
 @pytest.mark.parametrize(
-    "change", [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": 0.0}, {"eps": 1e-40}, {"eps": float("nan")}]
+    "change",
+    [{"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": 0.0}, {"eps": 1e-40}, {"eps": float("nan")}],
 )
 def test_constants_that_make_nan_are_refused(change: dict[str, Any]):
     with pytest.raises(UsageError, match="not allowed"):

@@ -18,7 +18,9 @@ ROWS, DIM = 4000, 16
 
 def test_all_bit_patterns_widen_as_in_torch():
     bits = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
-    assert from_bfloat16(bits).tobytes() == torch.from_numpy(bits).view(torch.bfloat16).float().numpy().tobytes()
+    assert (
+        from_bfloat16(bits).tobytes() == torch.from_numpy(bits).view(torch.bfloat16).float().numpy().tobytes()
+    )
 
 
 def test_mixing_is_one_to_one_and_flips_half_the_bits():
@@ -50,7 +52,14 @@ def moved(
     )
     state = RowState(bits, empty, empty, np.zeros(ROWS, dtype=np.uint32))
     update_rows(
-        OptimizerSpec("sgd"), state, first_address, contributions, step=step, learning_rate=1.0, scale=1.0, seed=seed
+        OptimizerSpec("sgd"),
+        state,
+        first_address,
+        contributions,
+        step=step,
+        learning_rate=1.0,
+        scale=1.0,
+        seed=seed,
     )
     return bits
 

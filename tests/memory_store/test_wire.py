@@ -37,7 +37,9 @@ def element_of(hint: Any) -> Any:
 def array_of(hint: Any) -> st.SearchStrategy[np.ndarray]:
     """Arrays as an annotated field of a message describes them; `Any` is either compute type."""
     element = element_of(hint)
-    dtype = st.sampled_from([np.dtype("f4"), np.dtype("f8")]) if element is Any else st.just(np.dtype(element))
+    dtype = (
+        st.sampled_from([np.dtype("f4"), np.dtype("f8")]) if element is Any else st.just(np.dtype(element))
+    )
     dimensions = hint.__metadata__[0].count(",") + 1
     shape = st.tuples(*[st.integers(0, 40)] * dimensions)
     return st.tuples(dtype, shape, st.randoms(use_true_random=False)).map(
@@ -222,7 +224,9 @@ def test_headers_that_announce_nonsense_are_refused():
         getattr(header, chance.choice([*kinds, "rows", "weight_gradient"])).SetInParent()
         for _ in range(chance.choice([0, 1, 1, 3])):
             name = chance.choice(["values", "gradient", "addresses", "weights", "offsets", ""])
-            shape = chance.choices(lengths, weights=[4, 4, 4, 4, 4, 1, 1, 1, 1], k=chance.choice([0, 1, 1, 2, 2, 6]))
+            shape = chance.choices(
+                lengths, weights=[4, 4, 4, 4, 4, 1, 1, 1, 1], k=chance.choice([0, 1, 1, 2, 2, 6])
+            )
             header.arrays.add(name=name, type=chance.randrange(7), shape=shape)  # type: ignore[arg-type]
         stream = [pb.Frame(header=header).SerializeToString()]
         with suppress(StoreError):
@@ -289,7 +293,9 @@ def test_a_payload_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [StoreError("one"), FencedError("two"), CutError("three"), PkmError("four")])
+@pytest.mark.parametrize(
+    "error", [StoreError("one"), FencedError("two"), CutError("three"), PkmError("four")]
+)
 def test_errors_keep_their_class_and_words(error: PkmError):
     back = raised(failure(error))
     assert (type(back), str(back)) == (type(error), str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memory_store.errors import UsageError
@@ -31,6 +31,7 @@ def plain_counts(lengths: list[int], validation_share: float, test_share: float)
 
 
 @given(st.lists(st.integers(1, 64), min_size=3, max_size=40), shares, shares)
+@example([16, 16, 16, 16], 0.25, 0.25)
 def test_whole_documents_are_held_out_from_the_end(
     lengths: list[int], validation: float, test: float
 ) -> None:

@@ -20,6 +20,7 @@ from workers.synchronised_batch_norm import SynchronisedBatchNorm
 
 FEATURES = 6
 STEPS = 3
+CUTS = (4, 11)  # tokens of the first of two ranks; with 11, the second has none at all
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -51,23 +52,30 @@ def run(norm: nn.BatchNorm1d, begin: int, end: int) -> dict[str, Tensor]:
     return found | {f"state-{name}": value for name, value in norm.state_dict().items()}
 
 
-def rank_program(rank: int, begin: int, end: int, folder: Path) -> None:
+def rank_program(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    save_file(run(new_norm(SynchronisedBatchNorm), begin, end), folder / f"{rank}.safetensors")
+    for cut in CUTS:
+        begin, end = (0, cut) if rank == 0 else (cut, 11)
+        save_file(run(new_norm(SynchronisedBatchNorm), begin, end), folder / f"{cut}-{rank}.safetensors")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("cut", [4, 11])  # 11: the second rank has no token at all
-def test_two_ranks_equal_one_process_with_all_tokens(cut: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks have left what they found."""
+    folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), *map(str, part), str(tmp_path)], env=environment
-        )
-        for rank, part in enumerate([(0, cut), (cut, 11)])
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment)
+        for rank in (0, 1)
     ]
     assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
-    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    return folder
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_two_ranks_equal_one_process_with_all_tokens(cut: int, two_ranks: Path) -> None:
+    found = [load_file(two_ranks / f"{cut}-{rank}.safetensors") for rank in (0, 1)]
     expected = run(new_norm(nn.BatchNorm1d), 0, 11)
     for name, value in expected.items():
         parts = [rank[name] for rank in found]
@@ -106,4 +114,4 @@ def test_too_few_tokens_give_no_nan_and_leave_the_running_statistics(tokens: int
 
 
 if __name__ == "__main__":
-    rank_program(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    rank_program(int(sys.argv[1]), Path(sys.argv[2]))

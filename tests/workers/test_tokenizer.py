@@ -116,8 +116,8 @@ def test_a_vocabulary_without_a_merge_is_refused(size: int) -> None:
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_and_the_one_reached_is_not() -> None:
     text = "abc abc abd abd"  # merges: a+b (4 times), space+ab (3), space ab+d (2); all else comes once
-    with pytest.raises(UsageError, match="enough for a vocabulary of 260 tokens, not of 300"):
-        train_tokenizer([text], 300)
+    with pytest.raises(UsageError, match="enough for a vocabulary of 260 tokens, not of 261"):
+        train_tokenizer([text], 261)
     assert train_tokenizer([text], 260).get_vocab_size() == 260
     with pytest.raises(UsageError, match="enough for a vocabulary of 257 tokens"):
         train_tokenizer([], 300)

@@ -16,7 +16,7 @@ from workers.run_folder import RunFolder
 from workers.trainer_group import train
 
 
-class Interrupted(Exception):
+class PlantedError(Exception):
     """The stop that the tests plant."""
 
 
@@ -33,12 +33,12 @@ def run_interrupted(job: JobSpec, folder: Path, at: int, monkeypatch: pytest.Mon
 
     def failing(trainer: workers.training.Trainer) -> workers.training.StepRecord:
         if trainer.step == at:
-            raise Interrupted
+            raise PlantedError
         return original(trainer)
 
     with monkeypatch.context() as patch:
         patch.setattr(workers.training.Trainer, "train_step", failing)
-        with pytest.raises(Interrupted):
+        with pytest.raises(PlantedError):
             run_job(job, folder)
 
 
@@ -85,7 +85,9 @@ def test_stop_and_resume_gives_the_same_bytes(
     assert table_content(last_cut(tmp_path / "run")) == table_content(last_cut(undisturbed))
 
 
-def test_resume_on_another_number_of_shards(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_on_another_number_of_shards(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = small_job(corpus, store__lookup="fetch", train__cut_every=10, train__keep_cuts=9)
     run_job(job, tmp_path / "two")
     run_interrupted(job, tmp_path / "moved", 30, monkeypatch)
@@ -101,7 +103,7 @@ def test_resume_on_another_number_of_shards(corpus: Path, tmp_path: Path, monkey
                     "train_step",
                     lambda trainer, stop=steps, step=original: _stop_at(trainer, stop, step),
                 )
-                with pytest.raises(Interrupted):
+                with pytest.raises(PlantedError):
                     run_job(moved, tmp_path / "moved", resume=True)
         else:
             run_job(moved, tmp_path / "moved", resume=True)
@@ -115,7 +117,7 @@ def test_resume_on_another_number_of_shards(corpus: Path, tmp_path: Path, monkey
 
 def _stop_at(trainer: workers.training.Trainer, stop: int, step: object) -> workers.training.StepRecord:
     if trainer.step == stop:
-        raise Interrupted
+        raise PlantedError
     assert callable(step)
     result = step(trainer)
     assert isinstance(result, workers.training.StepRecord)

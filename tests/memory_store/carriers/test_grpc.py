@@ -43,7 +43,10 @@ def fetch(rows: int = 1, version: int = 0) -> m.Fetch:
 
 
 def raw_call(
-    server: ShardServer, stream: list[bytes], metadata: list[tuple[str, str]] | None = None, method: str = METHOD
+    server: ShardServer,
+    stream: list[bytes],
+    metadata: list[tuple[str, str]] | None = None,
+    method: str = METHOD,
 ) -> list[bytes]:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = channel.stream_stream(method)
@@ -55,7 +58,13 @@ def raw_call(
 
 @pytest.mark.parametrize(
     "metadata",
-    [[("other", "x")], [(TOKEN_KEY, "")], [(TOKEN_KEY, "wrong")], [(TOKEN_KEY, TOKEN[:-1])], [(TOKEN_KEY, TOKEN + "x")]],
+    [
+        [("other", "x")],
+        [(TOKEN_KEY, "")],
+        [(TOKEN_KEY, "wrong")],
+        [(TOKEN_KEY, TOKEN[:-1])],
+        [(TOKEN_KEY, TOKEN + "x")],
+    ],
 )
 def test_a_call_without_the_token_is_refused_unread(server: ShardServer, metadata: list[tuple[str, str]]):
     with pytest.raises(grpc.RpcError) as refusal:
@@ -94,7 +103,9 @@ def test_large_arrays_travel_both_ways(carrier: GrpcCarrier):
     # The other way: the shard sends the same addresses back as an error only if it has read all of them.
     addresses = np.arange(3_000_000, dtype=np.uint32)
     with pytest.raises(StoreError, match="not all of the rows"):
-        carrier.submit(m.Fetch("memory", 0, False, addresses, fetch().accesses, fetch().weight_sums), 60).result()
+        carrier.submit(
+            m.Fetch("memory", 0, False, addresses, fetch().accesses, fetch().weight_sums), 60
+        ).result()
 
 
 def test_more_than_the_server_takes_is_refused_before_it_is_sent():

@@ -1,0 +1,63 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.report import write_report
+from benchmarks.results import BenchmarkRun, joined, load_run
+from benchmarks.tables import print_run
+
+RESULTS = Path("benchmarks/results")
+REPORT = Path("docs/performance.md")
+BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling")
+
+Name = StrEnum("Name", [*BENCHMARKS, "all", "report"])
+
+
+def run_benchmark(name: str, *, quick: bool) -> BenchmarkRun:
+    """Run one benchmark in this process."""
+    module = import_module(f"benchmarks.{name}")
+    run: BenchmarkRun = module.run(module.QUICK if quick else module.FULL, quick=quick)
+    return run
+
+
+def run_all(folder: Path, *, quick: bool) -> BenchmarkRun:
+    """Run every benchmark in a process of its own, each writing its file into `folder`; the runs as one."""
+    for name in BENCHMARKS:
+        command = [sys.executable, "-m", "benchmarks", name, "--json", str(folder / f"{name}.json")]
+        subprocess.run(command + ["--quick"] * quick, check=True)
+    return joined([load_run(folder / f"{name}.json") for name in BENCHMARKS], quick=quick)
+
+
+def benchmark(
+    name: Annotated[Name, typer.Argument(help="A benchmark; all of them; or the report of the last results.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats: under 50 s, with more spread.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+    results: Annotated[Path, typer.Option(help="Where `all` writes and `report` reads.")] = RESULTS,
+) -> None:
+    """Measure this project against its peers and against the limits of this machine."""
+    console = Console()
+    if name == Name.report:
+        console.print(f"Written: {write_report(results, REPORT)}")
+        return
+    begun = time.perf_counter()
+    run = run_all(results, quick=quick) if name == Name.all else run_benchmark(name, quick=quick)
+    if name != Name.all:
+        print_run(run, console)
+    console.print(f"{name} took {time.perf_counter() - begun:.0f} s.")
+    if json is not None:
+        run.save(json)
+
+
+def main() -> None:
+    typer.run(benchmark)
