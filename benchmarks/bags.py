@@ -8,6 +8,7 @@ is timed before `agree` has found the results of one step equal.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
@@ -93,7 +94,7 @@ class TorchSparseAdam:
         self._weights.grad = None
         output = self._bag(self._rows, per_sample_weights=self._weights)
         output.backward(self._output_gradient)
-        self._optimizer.step()
+        self._optimizer.step()  # type: ignore[no-untyped-call]
         return _found(output, self._weights)
 
     def read(self, rows: NDArray[np.int64]) -> Floats:
@@ -104,18 +105,13 @@ class FbgemmRowwiseAdagrad:
     """FBGEMM's table-batched embedding on the CPU, with exact row-wise Adagrad fused into its backward pass."""
 
     def __init__(self, values: Floats, bags: Bags) -> None:
-        # Its modules carry no types, and it is an extra that need not be installed.
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType
-        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-            ComputeDevice,
-            EmbeddingLocation,
-            SplitTableBatchedEmbeddingBagsCodegen,
-        )
-
+        # An extra, which need not be installed, and without types.
+        settings = import_module("fbgemm_gpu.split_embedding_configs")
+        tables = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
         rows, dim = values.shape
-        self._bag: Any = SplitTableBatchedEmbeddingBagsCodegen(
-            [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        self._bag: Any = tables.SplitTableBatchedEmbeddingBagsCodegen(
+            [(rows, dim, tables.EmbeddingLocation.HOST, tables.ComputeDevice.CPU)],
+            optimizer=settings.EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=LEARNING_RATE,
             eps=EPS,
         )

@@ -13,15 +13,25 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.report import write_report
+from benchmarks.report import BENCHMARKS, write_report
 from benchmarks.results import BenchmarkRun, joined, load_run
 from benchmarks.tables import print_run
+from memory_store.errors import UsageError
 
 RESULTS = Path("benchmarks/results")
-REPORT = Path("docs/performance.md")
-BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling")
+PAGE = Path("docs/performance.md")
 
-Name = StrEnum("Name", [*BENCHMARKS, "all", "report"])
+
+class Name(StrEnum):
+    """What can be asked for: a benchmark, all of them, or the report."""
+
+    KERNELS = "kernels"
+    SELECTION = "selection"
+    TRANSPORT = "transport"
+    STEP = "step"
+    SCALING = "scaling"
+    ALL = "all"
+    REPORT = "report"
 
 
 def run_benchmark(name: str, *, quick: bool) -> BenchmarkRun:
@@ -32,7 +42,10 @@ def run_benchmark(name: str, *, quick: bool) -> BenchmarkRun:
 
 
 def run_all(folder: Path, *, quick: bool) -> BenchmarkRun:
-    """Run every benchmark in a process of its own, each writing its file into `folder`; the runs as one."""
+    """Run every benchmark in a process of its own, each writing its file into `folder`; the runs as one.
+
+    Raises subprocess.CalledProcessError if one fails; its own output says why.
+    """
     for name in BENCHMARKS:
         command = [sys.executable, "-m", "benchmarks", name, "--json", str(folder / f"{name}.json")]
         subprocess.run(command + ["--quick"] * quick, check=True)
@@ -40,24 +53,39 @@ def run_all(folder: Path, *, quick: bool) -> BenchmarkRun:
 
 
 def benchmark(
-    name: Annotated[Name, typer.Argument(help="A benchmark; all of them; or the report of the last results.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats: under 50 s, with more spread.")] = False,
+    name: Annotated[
+        Name, typer.Argument(help="A benchmark; all of them; or the report of the last results.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer repeats: under 50 s, with more spread.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
-    results: Annotated[Path, typer.Option(help="Where `all` writes and `report` reads.")] = RESULTS,
+    results: Annotated[
+        Path, typer.Option(help="The folder where `all` writes and `report` reads.")
+    ] = RESULTS,
 ) -> None:
     """Measure this project against its peers and against the limits of this machine."""
     console = Console()
-    if name == Name.report:
-        console.print(f"Written: {write_report(results, REPORT)}")
+    if name == Name.REPORT:
+        console.print(f"Written: {write_report(results, PAGE)}")
         return
     begun = time.perf_counter()
-    run = run_all(results, quick=quick) if name == Name.all else run_benchmark(name, quick=quick)
-    if name != Name.all:
+    if name == Name.ALL:
+        run = run_all(results, quick=quick)
+    else:
+        run = run_benchmark(name, quick=quick)
         print_run(run, console)
-    console.print(f"{name} took {time.perf_counter() - begun:.0f} s.")
+    console.print(f"{name}: {time.perf_counter() - begun:.0f} s")
     if json is not None:
         run.save(json)
 
 
 def main() -> None:
-    typer.run(benchmark)
+    """Run the command of sys.argv; a mistake of its user ends it with status 2."""
+    try:
+        typer.run(benchmark)
+    except UsageError as error:
+        Console(stderr=True).print(str(error))
+        sys.exit(2)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

@@ -7,6 +7,7 @@ which is the fastest a program can do here.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,5 +27,5 @@ class MemoryCopy:
     def run(self, threads: int) -> None:
         """Copy the whole buffer, each thread its part (NumPy copies without the GIL)."""
         edges = [COPY_BYTES * thread // threads for thread in range(threads + 1)]
-        parts = [slice(begin, end) for begin, end in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [slice(begin, end) for begin, end in pairwise(edges)]
         list(self._pool.map(lambda part: np.copyto(self._target[part], self._source[part]), parts))

@@ -60,12 +60,17 @@ class _Table:
     def __init__(self, rows: int, dim: int, dtype: ValueType) -> None:
         self.rows, self.dim, self.dtype = rows, dim, dtype
         storage = np.dtype(np.uint16 if dtype == "bfloat16" else np.float32)
-        arena = Arena(padded(rows * dim * storage.itemsize) + 2 * padded(rows * dim * 4) + 3 * padded(rows * 4))
+        arena = Arena(
+            padded(rows * dim * storage.itemsize) + 2 * padded(rows * dim * 4) + 3 * padded(rows * 4)
+        )
         self.values: NDArray[Any] = arena.allocate((rows, dim), storage)
         self._wide = [arena.allocate((rows, dim), np.float32) for _ in range(2)]
         self._narrow = [arena.allocate((rows, 1), np.float32) for _ in range(2)]
         self._last_step = arena.allocate((rows,), np.uint32)
-        flat, pattern = self.values.reshape(-1), np.random.default_rng(0).standard_normal(_PATTERN, dtype=np.float32)
+        flat, pattern = (
+            self.values.reshape(-1),
+            np.random.default_rng(0).standard_normal(_PATTERN, dtype=np.float32),
+        )
         stored = to_bfloat16(pattern) if dtype == "bfloat16" else pattern
         for begin in range(0, flat.size, _PATTERN):
             part = flat[begin : begin + _PATTERN]
@@ -112,7 +117,9 @@ def _measure_table(
     for action, samples in seconds.items():
         name, _, threads_used = action.rpartition(" ")
         rates[action] = bytes_moved[name] / samples / 1e9
-        recorder.add(name, "GB/s", rates[action], values=table.dtype, dim=table.dim, threads=int(threads_used))
+        recorder.add(
+            name, "GB/s", rates[action], values=table.dtype, threads=int(threads_used), dim=table.dim
+        )
     case: dict[str, str | int] = {"values": table.dtype, "dim": table.dim}
     shares = []
     for kernel in kernels:
@@ -125,7 +132,10 @@ def _measure_table(
             recorder.add(f"{kernel.name} on all threads / on one", "ratio", gain, **case)
     if table.dtype == "float32":
         recorder.add(
-            "pool / embedding_bag", "ratio", seconds[f"embedding_bag {CORES}"] / seconds[f"pool {CORES}"], **case
+            "pool / embedding_bag",
+            "ratio",
+            seconds[f"embedding_bag {CORES}"] / seconds[f"pool {CORES}"],
+            **case,
         )
     return shares
 
@@ -146,7 +156,9 @@ def _kernels(table: _Table, bags: Bags) -> list[_Kernel]:
     gradient = np.empty(entries, dtype=np.float32)
     gather = partial(gather_rows, table.values, 0, addresses, gathered)
     pool = partial(pool_rows, table.values, 0, offsets, addresses, weights, pooled)
-    differentiate = partial(weight_gradients, table.values, 0, offsets, addresses, bags.output_gradient, gradient)
+    differentiate = partial(
+        weight_gradients, table.values, 0, offsets, addresses, bags.output_gradient, gradient
+    )
     read_bytes = entries * (row_bytes + _ENTRY_BYTES)
     kernels = [
         _Kernel("gather", gather, entries * (row_bytes + 4 * dim + 4), "gather_of_copy_bandwidth"),
@@ -185,9 +197,19 @@ def _updates(
     for kind in get_args(OptimizerKind):
         optimizer = OptimizerSpec(kind, betas=BETAS, eps=EPS)
         update = partial(
-            update_rows, optimizer, table.state(kind), 0, contributions, step=1, learning_rate=1e-3, scale=1.0, seed=0
+            update_rows,
+            optimizer,
+            table.state(kind),
+            0,
+            contributions,
+            step=1,
+            learning_rate=1e-3,
+            scale=1.0,
+            seed=0,
         )
         state_bytes = 4 * sum(optimizer.state_widths(table.dim)) + 4
         touched_bytes = distinct * 2 * (row_bytes + state_bytes)
-        kernels.append(_Kernel(f"update {kind}", update, touched_bytes + entry_bytes, "update_of_copy_bandwidth"))
+        kernels.append(
+            _Kernel(f"update {kind}", update, touched_bytes + entry_bytes, "update_of_copy_bandwidth")
+        )
     return kernels

@@ -41,7 +41,9 @@ class KernelsSize:
     bandwidth: BandwidthSize
 
 
-FULL = KernelsSize(2**20, 256, 6400, 32, 15, BandwidthSize(2**30, (64, 128, 256, 512, 1024), 204_800 * 1024, 15))
+FULL = KernelsSize(
+    2**20, 256, 6400, 32, 15, BandwidthSize(2**30, (64, 128, 256, 512, 1024), 204_800 * 1024, 15)
+)
 QUICK = KernelsSize(2**20, 256, 6400, 32, 3, BandwidthSize(2**30, (64, 256, 1024), 204_800 * 1024, 3))
 
 
@@ -52,7 +54,9 @@ def run(size: KernelsSize, *, quick: bool) -> BenchmarkRun:
     bags = Bags.drawn(size.rows, size.dim, size.bags, size.per_bag)
     _compare(recorder, size, bags, "lazy_adam_vs_torch_sparse_adam", "adam", TorchSparseAdam)
     if FbgemmRowwiseAdagrad.installed():
-        _compare(recorder, size, bags, "rowwise_adagrad_vs_fbgemm_cpu", "rowwise_adagrad", FbgemmRowwiseAdagrad)
+        _compare(
+            recorder, size, bags, "rowwise_adagrad_vs_fbgemm_cpu", "rowwise_adagrad", FbgemmRowwiseAdagrad
+        )
     else:
         recorder.missing("rowwise_adagrad_vs_fbgemm_cpu", "fbgemm-gpu-cpu is not installed (extra `bench`)")
     measure_bandwidth(recorder, size.bandwidth)

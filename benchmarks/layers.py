@@ -6,6 +6,7 @@ gradient step of the values, which makes both sum the gradients of every row.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -31,10 +32,9 @@ class PackageLayer:
     """`product_key_memory.PKM` with `torch.optim.SGD` on its values."""
 
     def __init__(self, dim: int, heads: int, sub_keys: int, k: int, half_width: int) -> None:
-        from product_key_memory import PKM
-
+        package = import_module("product_key_memory")
         torch.manual_seed(0)
-        self.module: Any = PKM(dim, heads, sub_keys, k, half_width)
+        self.module: Any = package.PKM(dim, heads, sub_keys, k, half_width)
         self._optimizer = torch.optim.SGD([self.module.values.weight], LEARNING_RATE)
 
     @staticmethod

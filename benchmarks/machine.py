@@ -34,13 +34,18 @@ def this_machine() -> Machine:
     return Machine(
         cpu=_field("/proc/cpuinfo", "model name") or platform.machine(),
         cores=len(os.sched_getaffinity(0)),
-        memory_gib=round(_field_kib("/proc/meminfo", "MemTotal") / 2**20, 1),
+        memory_gib=round(total_bytes() / 2**30, 1),
         last_level_cache_mib=_last_level_cache_mib(),
         kernel=platform.release(),
         python=platform.python_version(),
         versions={name: found for name in _PACKAGES if (found := _installed(name))},
         load_average=round(os.getloadavg()[0], 2),
     )
+
+
+def total_bytes() -> int:
+    """Memory of this machine."""
+    return _field_kib("/proc/meminfo", "MemTotal") * 1024
 
 
 def available_bytes() -> int:

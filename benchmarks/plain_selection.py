@@ -13,8 +13,9 @@ from workers.product_keys import Selection
 
 def select_plainly(queries: Tensor, sub_keys: Tensor, k: int) -> Selection:
     """The k best keys of every query: queries `[T, H, 2 C]`, sub_keys `[H, 2, n, C]`; gradients by autograd."""
-    heads, _, n, width = sub_keys.shape
-    halves = queries.unflatten(-1, (2, width))
+    tokens, heads = queries.shape[:2]
+    _, _, n, width = sub_keys.shape
+    halves = queries.view(tokens, heads, 2, width)
     scores = torch.einsum("thsc,hsnc->thsn", halves, sub_keys)
     best, names = scores.topk(k, dim=-1)
     pairs = best[:, :, 0, :, None] + best[:, :, 1, None, :]

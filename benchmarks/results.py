@@ -58,7 +58,9 @@ class BenchmarkRun(BaseModel):
 
     def find(self, what: str, **case: str | int) -> list[Measurement]:
         """The measurements of `what` whose case has all of `case`, in the order they were made."""
-        return [found for found in self.measurements if found.what == what and case.items() <= found.case.items()]
+        return [
+            found for found in self.measurements if found.what == what and case.items() <= found.case.items()
+        ]
 
 
 def load_run(path: Path) -> BenchmarkRun:

@@ -43,7 +43,9 @@ def run(size: SelectionSize, *, quick: bool) -> BenchmarkRun:
     """Measure selection at every n, then the layer."""
     recorder = Recorder("selection", quick=quick)
     use_threads(CORES)
-    recorder.ratio("selection_vs_plain", _slowest([_measure_selection(recorder, size, n) for n in size.sub_keys]))
+    recorder.ratio(
+        "selection_vs_plain", _slowest([_measure_selection(recorder, size, n) for n in size.sub_keys])
+    )
     if PackageLayer.installed():
         ratios = [_measure_layer(recorder, size, n) for n in size.layer_sub_keys]
         recorder.ratio("layer_vs_product_key_memory", _slowest(ratios))

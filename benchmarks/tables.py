@@ -11,7 +11,13 @@ from benchmarks.targets import TARGETS
 
 def number(value: float) -> str:
     """Three significant digits, without an exponent for numbers that people read."""
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e3 else f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.2g}"
+    return (
+        f"{value:.3g}"
+        if 1e-3 <= abs(value) < 1e3
+        else f"{value:,.0f}"
+        if abs(value) >= 1e3
+        else f"{value:.2g}"
+    )
 
 
 def spread(measurement: Measurement) -> str:
@@ -38,7 +44,9 @@ def print_run(run: BenchmarkRun, console: Console) -> None:
             verdict = "[green]met" if target.met(value) else "[red]not met"
             ratios.add_row(target.ratio, number(value), target.bound_text, verdict)
         elif target.ratio in run.missing:
-            ratios.add_row(target.ratio, "", target.bound_text, f"[yellow]missing: {run.missing[target.ratio]}")
+            ratios.add_row(
+                target.ratio, "", target.bound_text, f"[yellow]missing: {run.missing[target.ratio]}"
+            )
     console.print(ratios)
 
 

@@ -24,10 +24,14 @@ class Target:
 
 
 TARGETS = (
-    Target("kernels", "lazy_adam_vs_torch_sparse_adam", 20, "speed over EmbeddingBag + SparseAdam, lazy Adam"),
+    Target(
+        "kernels", "lazy_adam_vs_torch_sparse_adam", 20, "speed over EmbeddingBag + SparseAdam, lazy Adam"
+    ),
     Target("kernels", "rowwise_adagrad_vs_fbgemm_cpu", 4.5, "speed over FBGEMM on the CPU, row-wise Adagrad"),
     Target("kernels", "gather_of_copy_bandwidth", 0.5, "gather's bytes per second over those of a copy"),
-    Target("kernels", "pool_of_copy_bandwidth", 0.42, "pooled lookup's bytes per second over those of a copy"),
+    Target(
+        "kernels", "pool_of_copy_bandwidth", 0.42, "pooled lookup's bytes per second over those of a copy"
+    ),
     Target("kernels", "update_of_copy_bandwidth", 0.5, "row updates' bytes per second over those of a copy"),
     Target("selection", "selection_vs_plain", 3, "speed over two top-k, all pairs, top-k"),
     Target("selection", "layer_vs_product_key_memory", 3, "speed of the whole layer over product-key-memory"),
@@ -35,12 +39,24 @@ TARGETS = (
     Target("transport", "shm_vs_ray_actor_1k_rows", 20, "speed of shared memory over a Ray actor call"),
     Target("transport", "grpc_vs_ray_actor_10mb", 1, "speed of gRPC over a Ray actor call, 10 MB and more"),
     Target("transport", "grpc_vs_tcp_10mb", 0.5, "speed of gRPC over plain TCP, 10 MB and more"),
-    Target("transport", "pool_bytes_over_fetch_bytes", 1 / 8, "bytes of pooled over fetched lookups", at_least=False),
-    Target("step", "step_shm_over_inprocess", 1.05, "time with shared memory over in process", at_least=False),
+    Target(
+        "transport",
+        "pool_bytes_over_fetch_bytes",
+        1 / 8,
+        "bytes of pooled over fetched lookups",
+        at_least=False,
+    ),
+    Target(
+        "step", "step_shm_over_inprocess", 1.05, "time with shared memory over in process", at_least=False
+    ),
     Target("step", "step_grpc_over_inprocess", 1.25, "time with gRPC over in process", at_least=False),
     Target("step", "step_vs_torch_sparse_adam", 2.5, "speed over plain PyTorch with SparseAdam"),
     Target("step", "step_vs_torch_dense_adam", 1.3, "speed over plain PyTorch with dense Adam"),
     Target("step", "step_vs_dense_twice_the_layers", 1, "speed over the dense model of twice the layers"),
-    Target("scaling", "lookups_2e24_over_2e16", 0.5, "row lookups per second at 2^24 rows over those at 2^16"),
-    Target("scaling", "resident_over_ideal_bytes", 1.05, "memory over values and optimizer state", at_least=False),
+    Target(
+        "scaling", "lookups_2e24_over_2e16", 0.5, "row lookups per second at 2^24 rows over those at 2^16"
+    ),
+    Target(
+        "scaling", "resident_over_ideal_bytes", 1.05, "memory over values and optimizer state", at_least=False
+    ),
 )

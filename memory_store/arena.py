@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 PAGE = mmap.PAGESIZE
 CLOCK_VERSION, CLOCK_EPOCH, CLOCK_INCARNATION = 0, 1, 8
 INCARNATION_BYTES = 64
+NO_VERSION = -1  # what the clock shows while the tables are being replaced
 
 
 def padded(size_bytes: int) -> int:
@@ -57,6 +58,11 @@ class Arena:
         self.clock[CLOCK_INCARNATION : CLOCK_INCARNATION + INCARNATION_BYTES // 8] = np.frombuffer(
             signature, dtype=np.int64
         )
+
+    def show(self, version: int, epoch: int) -> None:
+        """Tell those who read in place what version the tables are at, and for which epoch."""
+        self.clock[CLOCK_EPOCH] = epoch
+        self.clock[CLOCK_VERSION] = version
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
         """A zeroed array `shape` of `dtype` inside the block."""

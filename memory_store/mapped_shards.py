@@ -78,7 +78,8 @@ def map_shards(
     descriptors: list[int] = []
     try:
         for arena in arenas:
-            descriptors.append(os.open(arena["path"], os.O_RDONLY | os.O_CLOEXEC))
+            # On another host the path may lead to anything: a pipe, say, which must not be waited for.
+            descriptors.append(os.open(arena["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         clocks = [_clock(descriptor) for descriptor in descriptors]
         if not all(_signed(clock, info.incarnation) for clock, info in zip(clocks, infos, strict=True)):
             return None
@@ -90,7 +91,7 @@ def map_shards(
                 return None
             values[spec.name] = mapped
         return MappedShards(clocks, values)
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError):
         return None
     finally:
         for descriptor in descriptors:

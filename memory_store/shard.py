@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.access import access_map, add_counts, count_entries, sum_accesses
-from memory_store.arena import CLOCK_EPOCH, CLOCK_VERSION, Arena
+from memory_store.arena import NO_VERSION, Arena
 from memory_store.errors import FencedError, PkmError, StoreError
 from memory_store.optimizers import Contributions, squared_norm_by_bucket
 from memory_store.placement import BUCKETS, Placement
@@ -88,7 +88,7 @@ class ShardCore:
         self._held: _HeldStep | None = None
         self._waiting: list[tuple[int, m.Request]] = []
         self._answered_state = self._state()
-        self._show_clock()
+        self.arena.show(self.version, self._group.epoch)
 
     # ---- serving -------------------------------------------------------------------------------------------
 
@@ -224,49 +224,44 @@ class ShardCore:
             )
         part = self.tables[kept.table]
         check_gradient(part, gradient, kept.offsets.size - 1)
-        if not known:
-            self._check_step(step)
-            check_finite(part, kept.weights)
-            contribution = Contribution(
-                kept.table, kept.addresses, token_of_entry(kept.offsets), kept.weights, gradient
-            )
-            self._group.contribute(sender, request.seq, step, contribution)
+        # Made before the contribution is taken, which may complete the step and change the rows.
         reply = m.WeightGradient(part.weight_gradient(kept.offsets, kept.addresses, gradient))
-        self._apply_complete_steps()
+        if not known:
+            check_finite(part, kept.weights)
+            tokens = token_of_entry(kept.offsets)
+            self._take(request, Contribution(kept.table, kept.addresses, tokens, kept.weights, gradient))
         return reply
 
     def _row_gradient(self, request: m.RowGradient) -> m.Done:
-        sender, step, gradients = request.sender, request.step, request.gradients
-        self._group.check(sender)
-        if self._group.known(sender, request.seq, step):
+        self._group.check(request.sender)
+        if self._group.known(request.sender, request.seq, request.step):
             return m.Done(duplicate=True)
-        part = self._table(request.table)
-        check_owned(part, request.addresses)
-        check_gradient(part, gradients, request.addresses.size)
-        self._check_step(step)
-        entries = np.arange(request.addresses.size, dtype=np.int32)
-        ones = np.ones(request.addresses.size, dtype=gradients.dtype)
-        contribution = Contribution(request.table, request.addresses, entries, ones, gradients)
-        self._group.contribute(sender, request.seq, step, contribution)
-        self._apply_complete_steps()
+        part, addresses, gradients = self._table(request.table), request.addresses, request.gradients
+        check_owned(part, addresses)
+        check_gradient(part, gradients, addresses.size)
+        entries, ones = np.arange(addresses.size, dtype=np.int32), np.ones(addresses.size, gradients.dtype)
+        self._take(request, Contribution(request.table, addresses, entries, ones, gradients))
         return m.Done(duplicate=False)
 
     def _entry_gradient(self, request: m.EntryGradient) -> m.Done:
-        sender, step, gradient = request.sender, request.step, request.output_gradient
-        self._group.check(sender)
-        if self._group.known(sender, request.seq, step):
+        self._group.check(request.sender)
+        if self._group.known(request.sender, request.seq, request.step):
             return m.Done(duplicate=True)
-        part = self._table(request.table)
-        check_entries(part, request.offsets, request.addresses, request.weights)
-        check_gradient(part, gradient, request.offsets.size - 1)
-        check_finite(part, request.weights)
-        self._check_step(step)
-        contribution = Contribution(
-            request.table, request.addresses, token_of_entry(request.offsets), request.weights, gradient
-        )
-        self._group.contribute(sender, request.seq, step, contribution)
-        self._apply_complete_steps()
+        part, addresses, weights = self._table(request.table), request.addresses, request.weights
+        check_entries(part, request.offsets, addresses, weights)
+        check_gradient(part, request.output_gradient, request.offsets.size - 1)
+        check_finite(part, weights)
+        tokens = token_of_entry(request.offsets)
+        self._take(request, Contribution(request.table, addresses, tokens, weights, request.output_gradient))
         return m.Done(duplicate=False)
+
+    def _take(
+        self, request: m.PoolGradient | m.RowGradient | m.EntryGradient, contribution: Contribution
+    ) -> None:
+        """Take a contribution that was found right, and apply the step if that completes it."""
+        self._check_step(request.step)
+        self._group.contribute(request.sender, request.seq, request.step, contribution)
+        self._apply_complete_steps()
 
     def _check_step(self, step: int) -> None:
         last = self.version + self.max_staleness
@@ -330,7 +325,7 @@ class ShardCore:
         self._group.applied(step)
         self._kept = {key: kept for key, kept in self._kept.items() if kept.version > step}
         self.version = step + 1
-        self._show_clock()
+        self.arena.show(self.version, self._group.epoch)
 
     # ---- control -------------------------------------------------------------------------------------------
 
@@ -346,11 +341,12 @@ class ShardCore:
         self._group = WriterGroup(request.session, request.epoch, request.writers)
         self._kept.clear()
         self._held = None
-        self._show_clock()
+        self.arena.show(self.version, self._group.epoch)
         return m.Done(duplicate=False)
 
     def _initialise(self, request: m.Initialise) -> m.Done:
         self._group.check(request.sender)
+        self.begin_replacing()
         for table in self.tables.values():
             table.initialise()
         self.reset_version(0)
@@ -360,18 +356,17 @@ class ShardCore:
         """Raises FencedError unless `sender` belongs to the group in charge."""
         self._group.check(sender)
 
+    def begin_replacing(self) -> None:
+        """The tables are about to be replaced: until `reset_version`, who reads in place finds no version."""
+        self.arena.show(NO_VERSION, self._group.epoch)
+
     def reset_version(self, version: int) -> None:
         """The tables have been replaced by those of another version: forget what was pending."""
         self.version = version
         self._group.pending.clear()
         self._kept.clear()
         self._held = None
-        self._show_clock()
-
-    def _show_clock(self) -> None:
-        """Tell those who read in place what version the tables are at, and for which epoch."""
-        self.arena.clock[CLOCK_EPOCH] = self._group.epoch
-        self.arena.clock[CLOCK_VERSION] = self.version
+        self.arena.show(self.version, self._group.epoch)
 
     def _describe(self) -> m.ShardInfo:
         offsets = {name: self.arena.offset_of(part.values) for name, part in self.tables.items()}
@@ -390,9 +385,8 @@ class ShardCore:
     def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:
         part = self._table(request.table)
         check_map(part, request.sub_keys, request.side)
-        return m.AccessDrawn(
-            access_map(part.weight_sums, part.first_address, part.spec.rows, request.sub_keys, request.side)
-        )
+        first, rows = part.first_address, part.spec.rows
+        return m.AccessDrawn(access_map(part.weight_sums, first, rows, request.sub_keys, request.side))
 
     def _table(self, name: str) -> TablePart:
         part = self.tables.get(name)

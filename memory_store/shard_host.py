@@ -106,6 +106,7 @@ class ShardHost:
         manifest = read_manifest(folder)
         parts = list(core.tables.values())
         files = [check_buckets(folder, manifest, part) for part in parts]
+        core.begin_replacing()
         for part, entries in zip(parts, files, strict=True):
             read_buckets(folder, entries, part)
             part.clear_accesses()

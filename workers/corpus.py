@@ -222,7 +222,8 @@ def _reported(
     parts: Iterable[tuple[str, str]], phase: str, characters: int, progress: OnProgress
 ) -> Iterator[tuple[str, str]]:
     """The same parts; `progress` hears of every thousandth of the characters that has gone by."""
-    done, permille = 0, -1
+    progress(phase, 0.0)
+    done, permille = 0, 0
     for split, text in parts:
         yield split, text
         done += len(text)

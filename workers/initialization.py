@@ -15,7 +15,7 @@ def seeded_linear(
 ) -> nn.Linear:
     """A linear layer whose weights start normal with std `scale * inputs ** -0.5`, and its biases, if any,
     at 0."""
-    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(layer.weight, std=scale * inputs**-0.5, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)

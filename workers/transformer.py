@@ -46,7 +46,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.head_width = model.dim // model.heads
-        self.embedding = nn.Embedding(vocabulary_size, model.dim, device="meta").to_empty(device="cpu")
+        self.embedding = nn.Embedding(vocabulary_size, model.dim)
         nn.init.normal_(self.embedding.weight, std=0.02, generator=_generator(seed, 0))
         self.layers = nn.ModuleList()
         for number in range(1, model.layers + 1):

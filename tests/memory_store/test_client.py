@@ -23,6 +23,8 @@ from memory_store.carriers.grpc_server import ShardServer
 from memory_store.errors import FencedError, StoreError, UsageError
 from memory_store.lookups import LookupKind
 from memory_store.opening import attach, in_process_hosts
+from memory_store.placement import Placement
+from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.table_spec import OptimizerSpec
 from tests.memory_store.reference import ReferenceTable, norm, row_gradients, summed
@@ -84,7 +86,7 @@ def clients(
 ) -> Iterator[list[StoreClient]]:
     """One client per writer, joined into one group."""
     servers: list[ShardServer] = []
-    if carrier == "grpc":
+    if carrier in ("grpc", "in_place"):
         servers = [ShardServer(host, "127.0.0.1:0", "token") for host in hosts]
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
         found = [connect(addresses, token="token", lookup=lookup, timeout_s=60) for _ in range(writers)]
@@ -119,11 +121,21 @@ def train(
     return norms
 
 
+def shared_hosts(shards: int) -> list[ShardHost]:
+    """Shards whose rows a client on the same host reads in place."""
+    placement = Placement.even(shards)
+    return [
+        ShardHost(ShardCore([SPEC], placement, shard, incarnation=f"life-{shard}", shared=True))
+        for shard in range(shards)
+    ]
+
+
 def trained(
     shards: int, writers: int, lookup: LookupKind, carrier: str = "in_process", clip: Clipping = None
 ) -> tuple[list[ShardHost], list[list[float]]]:
-    hosts = in_process_hosts([SPEC], shards)
+    hosts = shared_hosts(shards) if carrier == "in_place" else in_process_hosts([SPEC], shards)
     with clients(hosts, writers, lookup, carrier) as group, ThreadPoolExecutor(writers) as threads:
+        assert {client.reads_in_place for client in group} == {carrier == "in_place"}
         work = [threads.submit(train, client, number, writers, clip) for number, client in enumerate(group)]
         norms = [done.result() for done in work]
     return hosts, norms
@@ -157,6 +169,14 @@ def test_every_way_to_train_gives_the_one_table(shards: int, writers: int, looku
 def test_fetching_gives_the_same_bytes_on_any_number_of_shards(writers: int, clip: Clipping):
     whole = bytes_of(trained(1, writers, "fetch", clip=clip)[0])
     assert {bytes_of(trained(shards, writers, "fetch", clip=clip)[0]) for shards in (2, 3, 8)} == {whole}
+
+
+@pytest.mark.parametrize("clip", [None, {"memory": 1.0}])
+@pytest.mark.parametrize("writers", [1, 3])
+def test_reading_in_place_gives_the_bytes_of_one_shard(writers: int, clip: Clipping):
+    whole = bytes_of(trained(1, writers, "pool", clip=clip)[0])
+    for shards in (1, 2, 8):
+        assert bytes_of(trained(shards, writers, "auto", "in_place", clip)[0]) == whole
 
 
 # ---- clipping ----------------------------------------------------------------------------------------------
@@ -308,9 +328,13 @@ def test_a_gradient_that_is_not_finite_is_refused_before_any_row_changes(
         found = store.table("memory").lookup(rows, weights, keep=True)
         gradient = np.ones_like(found.output)
         gradient[3, 2] = np.nan
-        with pytest.raises(NonFiniteGradientError, match="'memory' holds NaN or infinity"):
+
+        def update() -> None:
             found.backward(gradient)
             store.step({"memory": RATE}, clip)
+
+        with pytest.raises(NonFiniteGradientError, match="'memory' holds NaN or infinity"):
+            update()
     assert bytes_of(hosts) == before
     assert {host._core.version for host in hosts} == {0}
 
@@ -367,11 +391,15 @@ def test_a_writer_that_was_replaced_changes_nothing_more(lookup: LookupKind, car
     with clients(hosts, 1, lookup, carrier) as (old,), clients(hosts, 1, lookup, "in_process") as (new,):
         old.version = new.version
         rows, weights = Batches().lookup(0)
-        with pytest.raises(FencedError, match="stale"):
+
+        def update() -> None:
             found = old.table("memory").lookup(rows, weights, keep=True)
             found.backward(found.output)
             old.step({"memory": RATE})
             old.synchronise()
+
+        with pytest.raises(FencedError, match="stale"):
+            update()
         train(new, 0, 1)
     assert bytes_of(hosts) == bytes_of(trained(2, 1, lookup)[0])
 

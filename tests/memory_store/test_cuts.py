@@ -146,9 +146,9 @@ def test_one_flipped_bit_in_any_byte_is_found_and_its_file_is_named(small_cut: P
         content = path.read_bytes()
         for place, damaged in flips(content):
             path.write_bytes(damaged)
+            print(f"byte {place} of {path.name}")  # shown if it goes unnoticed
             with pytest.raises(CutError, match=re.escape(str(path))):
                 verify_cut(folder)
-                pytest.fail(f"byte {place} of {path.name}")
         path.write_bytes(content)
     verify_cut(folder)
 
@@ -227,7 +227,7 @@ def test_a_missing_file_is_named(small_cut: Path, tmp_path: Path):
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(CutError, match="manifest.json is damaged"):
+    with pytest.raises(CutError, match=r"manifest\.json is damaged"):
         read_manifest(tmp_path)
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from memory_store import messages as m
+from memory_store.arena import CLOCK_VERSION, NO_VERSION
+from memory_store.bucket_files import read_buckets, spec_as_json
 from memory_store.carriers.grpc_server import ShardServer
 from memory_store.client import StoreClient
+from memory_store.cuts import CutFile, Manifest, begin_cut, finish_cut
 from memory_store.errors import FencedError, StoreError
+from memory_store.initialization import fill_normal
 from memory_store.mapped_shards import map_shards
 from memory_store.opening import connect, in_process_store
 from memory_store.placement import Placement
@@ -115,3 +125,48 @@ def test_messages_are_used_where_reading_in_place_is_not_safe_or_possible(addres
         type(info)(**{**vars(info), "arena": '{"path": "/proc/1/fd/999", "offsets": {}}'}) for info in infos
     ]
     assert map_shards(elsewhere, [SPEC], placement) is None
+
+
+@pytest.mark.parametrize("what", ["empty file", "pipe", "folder", "nothing", "short file"])
+def test_a_path_that_leads_to_something_else_is_not_mapped(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "arena"
+    match what:
+        case "empty file" | "short file":
+            path.write_bytes(b"x" * (100 if what == "short file" else 0))
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+    core = ShardCore([SPEC], Placement.even(1), 0, incarnation="life", shared=True)
+    (answer,) = core.handle(1, m.Describe())
+    assert isinstance(answer.reply, m.ShardInfo)
+    arena = json.loads(answer.reply.arena)
+    assert map_shards([answer.reply], [SPEC], Placement.even(1)) is not None
+    elsewhere = replace(answer.reply, arena=json.dumps({**arena, "path": str(path)}))
+    assert map_shards([elsewhere], [SPEC], Placement.even(1)) is None
+
+
+@pytest.mark.parametrize("replacing", ["cut", "first values"])
+def test_no_version_is_shown_while_the_tables_are_being_replaced(
+    replacing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = ShardCore([SPEC], Placement.even(1), 0, incarnation="life", shared=True)
+    host, sender = ShardHost(core), m.Sender("session", 1, 0)
+    host.call(m.OpenGroup("session", 1, 1), 0)
+    folder = begin_cut(tmp_path, 0)
+    written = host.call(m.WriteCut(sender, str(folder), 0), 0)
+    assert isinstance(written, m.CutWritten)
+    files = [CutFile.model_validate(entry) for entry in json.loads(written.files)]
+    finish_cut(folder, Manifest(step=0, tables=(spec_as_json(SPEC),), files=tuple(files)))
+    shown = []
+    place = "shard_host.read_buckets" if replacing == "cut" else "table.fill_normal"
+    whole = read_buckets if replacing == "cut" else fill_normal
+
+    def watched(*given: Any) -> None:
+        shown.append(int(core.arena.clock[CLOCK_VERSION]))
+        whole(*given)
+
+    monkeypatch.setattr(f"memory_store.{place}", watched)
+    host.call(m.LoadCut(sender, str(folder)) if replacing == "cut" else m.Initialise(sender), 0)
+    assert shown == [NO_VERSION]
+    assert core.arena.clock[CLOCK_VERSION] == 0

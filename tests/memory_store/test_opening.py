@@ -47,6 +47,9 @@ def test_shards_in_the_wrong_order_or_number_are_refused():
 
 
 def test_shards_of_different_stores_are_refused():
-    with served(SPECS, 2) as one, served(SPECS[:1], 2) as other:
-        with pytest.raises(StoreError, match=f"{other[1]} has other tables than {one[0]}"):
-            connect([one[0], other[1]], token="token")
+    with (
+        served(SPECS, 2) as one,
+        served(SPECS[:1], 2) as other,
+        pytest.raises(StoreError, match=f"{other[1]} has other tables than {one[0]}"),
+    ):
+        connect([one[0], other[1]], token="token")

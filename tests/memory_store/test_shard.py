@@ -1,4 +1,4 @@
-"""The shard core, one request at a time: what waits, what is a duplicate, what is refused and changes nothing."""
+"""The shard core, one request at a time: what waits, what is a repetition, what is refused unchanged."""
 
 from __future__ import annotations
 
@@ -91,6 +91,13 @@ def pool_gradient(seq: int = 1, step: int = 0, lookup: int = 1, sender: m.Sender
     return m.PoolGradient(sender, seq, step, lookup, np.ones((1, 2), dtype=np.float32))
 
 
+def entry_gradient(*numbers: int, seq: int = 1, step: int = 0, sender: m.Sender = WRITER) -> m.EntryGradient:
+    """One token that reads all rows with weight 1, and a gradient of 1."""
+    offsets, weights = np.array([0, len(numbers)], dtype=np.int32), np.ones(len(numbers), dtype=np.float32)
+    ones = np.ones((1, 2), dtype=np.float32)
+    return m.EntryGradient(sender, seq, step, "memory", offsets, addresses(*numbers), weights, ones)
+
+
 def commit(
     contributions: int = 1, seq: int = 2, step: int = 0, sender: m.Sender = WRITER, hold: bool = False
 ) -> m.Commit:
@@ -168,14 +175,17 @@ def test_everything_may_be_sent_again():
     once.ask(gradient(A))
     once.ask(pool(A, A + 1))
     once.ask(pool_gradient(seq=2))
-    once.ask(commit(2, seq=3))
+    once.ask(entry_gradient(A, A + 2, seq=3))
+    once.ask(commit(3, seq=4))
     assert shard.ask(m.OpenGroup("session", 1, 1)) == m.Done(duplicate=True)
     assert [shard.ask(gradient(A)).duplicate for _ in range(3)] == [False, True, True]
     assert shard.ask(pool(A, A + 1)).values.tolist() == shard.ask(pool(A, A + 1)).values.tolist()
     first, again = (shard.ask(pool_gradient(seq=2)).gradient for _ in range(2))
     assert first.tolist() == again.tolist()
-    assert [shard.ask(commit(2, seq=3)).version for _ in range(3)] == [1, 1, 1]
+    assert [shard.ask(entry_gradient(A, A + 2, seq=3)).duplicate for _ in range(2)] == [False, True]
+    assert [shard.ask(commit(3, seq=4)).version for _ in range(3)] == [1, 1, 1]
     assert shard.ask(gradient(A)) == m.Done(duplicate=True)
+    assert shard.ask(entry_gradient(A, A + 2, seq=3)) == m.Done(duplicate=True)
     assert shard.ask(pool_gradient(seq=2)).gradient.size == 0
     assert shard.bytes() == once.bytes()
 
@@ -191,6 +201,7 @@ def test_a_commit_sent_again_while_it_waits_is_answered_both_times():
     "request_of",
     [
         lambda sender: gradient(A, seq=7, sender=sender),
+        lambda sender: entry_gradient(A, seq=7, sender=sender),
         lambda sender: pool(A, lookup=9, sender=sender),
         lambda sender: pool_gradient(seq=7, sender=sender),
         lambda sender: commit(0, seq=7, sender=sender),
@@ -309,6 +320,26 @@ WRONG_REQUESTS = {
     "gradient of another type": (replace(gradient(A), gradients=np.ones((1, 2))), "float64"),
     "NaN": (replace(gradient(A), gradients=np.float32([[1, np.nan]])), "NaN or infinity"),
     "infinity": (replace(gradient(A), gradients=np.float32([[-np.inf, 1]])), "NaN or infinity"),
+    "entry gradient of the other shard": (entry_gradient(A, 5), "owns buckets"),
+    "entry gradient without its weights": (
+        replace(entry_gradient(A), weights=np.empty(0, np.float32)),
+        "1 rows came with 0 weights",
+    ),
+    "entry gradient of another width": (
+        replace(entry_gradient(A), output_gradient=np.ones((1, 3), np.float32)),
+        r"\(1, 3\)",
+    ),
+    "entry gradient of more tokens": (replace(entry_gradient(A), offsets=np.int32([0, 0, 1])), r"\(1, 2\)"),
+    "entry gradient whose offsets fall": (replace(entry_gradient(A), offsets=np.int32([1, 0])), "must rise"),
+    "entry gradient with a weight that is NaN": (
+        replace(entry_gradient(A), weights=np.float32([np.nan])),
+        "NaN or infinity",
+    ),
+    "entry gradient that is infinite": (
+        replace(entry_gradient(A), output_gradient=np.float32([[1, np.inf]])),
+        "NaN or infinity",
+    ),
+    "entry gradient of another step": (entry_gradient(A, step=1), "steps 0 to 0"),
     "gradient of another step": (gradient(A, step=1), "steps 0 to 0"),
     "lookup that is not kept": (pool_gradient(lookup=5), "not kept"),
     "writer outside the group": (gradient(A, sender=m.Sender("session", 1, 1)), "1 writers"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import settings
@@ -126,8 +127,8 @@ class ShardMachine(RuleBasedStateMachine):
         self.senders = [m.Sender(f"session-{self.epoch}", self.epoch, number) for number in range(writers)]
         self.seq = [0] * writers
         self.kept = {}
-        self.sent: list[m.RowGradient | m.Commit] = []
-        self.late: list[tuple[m.RowGradient, RowGradients]] = []
+        self.sent: list[m.RowGradient | m.EntryGradient | m.Commit] = []
+        self.late: list[tuple[m.RowGradient | m.EntryGradient, RowGradients]] = []
         self.lookups = 0
         fenced = [ticket for ticket, request in self.waiting.items() if isinstance(request, m.Commit)]
         self.new_step()
@@ -175,9 +176,7 @@ class ShardMachine(RuleBasedStateMachine):
         reply = self.reply(request)
         assert isinstance(reply, m.Rows)
         weighted = weights[:, None] * self.values(chosen)
-        expected = [
-            weighted[begin:end].sum(axis=0) for begin, end in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        expected = [weighted[begin:end].sum(axis=0) for begin, end in pairwise(offsets)]
         np.testing.assert_array_equal(reply.values, np.array(expected).reshape(tokens, DIM))
         self.kept[self.lookups] = (request, sender)
 
@@ -201,23 +200,22 @@ class ShardMachine(RuleBasedStateMachine):
         parts = [{int(row): part} for row, part in zip(pool.addresses, each, strict=True)]
         self.contribute(sender.writer, request.seq, summed(parts))
 
-    @rule(writer=st.integers(0, 2), data=st.data(), late=st.booleans())
-    def row_gradient(self, writer: int, data: st.DataObject, late: bool) -> None:
-        """Sent at once, or kept back until after the writer's commit."""
+    @rule(writer=st.integers(0, 2), data=st.data(), late=st.booleans(), by_entry=st.booleans())
+    def gradient(self, writer: int, data: st.DataObject, late: bool, by_entry: bool) -> None:
+        """Of rows, or of entries that are weighted; sent at once, or kept back until after the commit."""
         writer %= self.writers
         if not self.may_contribute(writer):
             return
         chosen = data.draw(addresses)
         numbers = data.draw(st.lists(integers, min_size=len(chosen) * DIM, max_size=len(chosen) * DIM))
         gradients = np.array(numbers, dtype=np.float32).reshape(len(chosen), DIM)
-        request = m.RowGradient(
-            self.senders[writer],
-            self.next_seq(writer),
-            self.version,
-            "memory",
-            np.array(chosen, np.uint32),
-            gradients,
-        )
+        sender, seq, rows = self.senders[writer], self.next_seq(writer), np.array(chosen, np.uint32)
+        request: m.RowGradient | m.EntryGradient
+        if by_entry:  # one entry a token, at half the gradient
+            half, offsets = np.full(len(chosen), 0.5, np.float32), np.arange(len(chosen) + 1, dtype=np.int32)
+            request = m.EntryGradient(sender, seq, self.version, "memory", offsets, rows, half, 2 * gradients)
+        else:
+            request = m.RowGradient(sender, seq, self.version, "memory", rows, gradients)
         self.sent.append(request)
         parts = summed([{address: part} for address, part in zip(chosen, gradients, strict=True)])
         if late:
@@ -259,7 +257,7 @@ class ShardMachine(RuleBasedStateMachine):
             return
         request = data.draw(st.sampled_from(known))
         reply = self.reply(request)
-        if isinstance(request, m.RowGradient):
+        if not isinstance(request, m.Commit):
             assert reply == m.Done(duplicate=True)
         elif request.step < self.version:
             assert isinstance(reply, m.Committed)

@@ -159,6 +159,7 @@ def test_every_token_but_the_first_is_evaluated_once(
             assert not targets[~mask].any()
             for row_inputs, row_targets, row_mask in zip(inputs, targets, mask, strict=True):
                 real = int(row_mask.sum())
+                assert real > 0  # no window without a token
                 assert row_mask[:real].all()  # the padding is at the end
                 padded.append(length - real)
                 for place in range(real):

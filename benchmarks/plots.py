@@ -1,0 +1,121 @@
+"""One picture for each benchmark, drawn from its measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.results import BenchmarkRun
+
+matplotlib.use("agg")
+
+_FORWARD_AND_BACKWARD = "forward + backward"
+
+
+def draw(run: BenchmarkRun, path: Path) -> Path:
+    """Draw the picture of a run. Returns `path`."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _PICTURES[run.benchmark](run, left, right)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _lines(axes: Axes, run: BenchmarkRun, what: str, x: str, label: str, **case: str | int) -> None:
+    """The medians of `what` in the given case against the part `x` of the case, with their quartiles."""
+    found = run.find(what, **case)
+    if not found:
+        return
+    at = [int(measurement.case[x]) for measurement in found]
+    (line,) = axes.plot(
+        at, [measurement.median for measurement in found], marker="o", markersize=3, label=label
+    )
+    lows, highs = [measurement.low for measurement in found], [measurement.high for measurement in found]
+    axes.fill_between(at, lows, highs, color=line.get_color(), alpha=0.15)
+
+
+def _finish(axes: Axes, title: str, x: str, y: str, *, log_y: bool) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_xscale("log", base=2)
+    if log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def _cases(run: BenchmarkRun, what: str, part: str) -> list[str]:
+    """The values of one part of the case of `what`, in their order."""
+    return list(
+        dict.fromkeys(
+            str(measurement.case[part]) for measurement in run.find(what) if part in measurement.case
+        )
+    )
+
+
+def _kernels(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    for axes, values in ((left, "float32"), (right, "bfloat16")):
+        every = run.find("copy", values=values)
+        threads = max((int(measurement.case["threads"]) for measurement in every), default=1)
+        named = [
+            found.what
+            for found in run.measurements
+            if found.unit == "GB/s" and found.case["values"] == values
+        ]
+        for what in dict.fromkeys(named):
+            _lines(axes, run, what, "dim", what, values=values, threads=threads)
+        _finish(axes, f"{values} values, {threads} threads", "row width", "bytes moved (GB/s)", log_y=False)
+
+
+def _selection(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    for who in _cases(run, "selection", "who"):
+        _lines(left, run, "selection", "n", who, who=who, passes=_FORWARD_AND_BACKWARD)
+    _finish(left, "selection, forward and backward", "sub-keys per half (n)", "ms", log_y=True)
+    for who in _cases(run, "layer", "who"):
+        _lines(right, run, "layer", "n", who, who=who)
+    _finish(right, "a training step of the layer", "sub-keys per half (n)", "ms", log_y=True)
+
+
+def _transport(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    for axes, what in ((left, "gather"), (right, "pooled lookup")):
+        for way in _cases(run, what, "way"):
+            _lines(axes, run, what, "rows", way, way=way)
+        _finish(axes, what, "rows", "ms", log_y=True)
+        axes.set_xscale("log", base=10)
+
+
+def _step(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    for axes, mode in ((left, "training"), (right, "inference")):
+        found = run.find(mode)
+        names = [str(measurement.case["model"]) for measurement in found]
+        medians = [measurement.median for measurement in found]
+        spread = [
+            [measurement.median - measurement.low for measurement in found],
+            [measurement.high - measurement.median for measurement in found],
+        ]
+        axes.barh(names, medians, xerr=spread, color="#4c78a8", error_kw={"elinewidth": 0.8})
+        axes.invert_yaxis()
+        axes.set(title=mode, xlabel="ms per step")
+        axes.grid(alpha=0.3, axis="x")
+
+
+def _scaling(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    _lines(left, run, "selection", "rows", "selection")
+    _finish(left, "selection", "rows of the table (K)", "ms", log_y=True)
+    _lines(right, run, "pooled lookup", "rows", "pooled lookup")
+    _finish(right, "lookups in one shard", "rows of the table (K)", "million rows/s", log_y=False)
+
+
+_PICTURES: dict[str, Callable[[BenchmarkRun, Axes, Axes], None]] = {
+    "kernels": _kernels,
+    "selection": _selection,
+    "transport": _transport,
+    "step": _step,
+    "scaling": _scaling,
+}

@@ -1,0 +1,125 @@
+"""The same model trained in several ways: its table in a store, in plain PyTorch, or without a memory.
+
+All start from the same weights and values and see the same batches; the dense part has the same optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.plain_memory import PlainMemory
+from memory_store.client import StoreClient
+from memory_store.table_spec import OptimizerSpec, TableSpec
+from workers.job_spec import MemorySpec, ModelSpec
+from workers.memory_layer import MemoryLayer
+from workers.transformer import Transformer
+
+LEARNING_RATE = 1e-3
+BETAS = (0.9, 0.98)
+CLIP_NORM = 1.0
+VALUES = OptimizerSpec("adam", betas=(0.9, 0.999), eps=1e-8)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token numbers and the tokens that follow them, int64 `[B, L]` each."""
+
+    tokens: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def drawn(sequences: int, length: int, vocabulary_size: int, seed: int) -> Batch:
+        """Tokens as frequent as words are: the r-th has a share proportional to 1 / r (Zipf)."""
+        shares = 1 / np.arange(1, vocabulary_size + 1)
+        text = np.random.default_rng(seed).choice(
+            vocabulary_size, size=(sequences, length + 1), p=shares / shares.sum()
+        )
+        return Batch(torch.from_numpy(text[:, :-1].copy()), torch.from_numpy(text[:, 1:].copy()))
+
+
+class TrainedModel:
+    """A model with what its step needs. `apply` moves what is not in the dense optimizer; `settle` waits for it."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        dense: list[nn.Parameter],
+        apply: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model, self._dense, self._apply, self.settle = model, dense, apply, settle
+        self._optimizer = torch.optim.AdamW(dense, LEARNING_RATE, betas=BETAS, weight_decay=0.0)
+
+    def step(self, batch: Batch) -> float:
+        """One training step, as workers/training.py makes it; returns the loss."""
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._model.loss(batch.tokens, batch.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        nn.utils.clip_grad_norm_(self._dense, CLIP_NORM)
+        self._optimizer.step()
+        self._apply()
+        return value
+
+    @torch.no_grad()
+    def infer(self, batch: Batch) -> Tensor:
+        """The logits `[B, L, V]`."""
+        self._model.eval()
+        logits: Tensor = self._model(batch.tokens)
+        return logits
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """The model that all ways train."""
+
+    model: ModelSpec
+    memory: MemorySpec
+    vocabulary_size: int
+    seed: int = 0
+
+    def table(self) -> TableSpec:
+        rows = self.memory.sub_keys**2
+        return TableSpec("memory", rows, self.model.dim, seed=self.seed, optimizer=VALUES)
+
+    def with_store(self, store: StoreClient) -> TrainedModel:
+        """The table in `store`, which this model alone writes."""
+        store.take_over()
+        model = self._built(self.model, self.memory, store)
+
+        def apply() -> None:
+            store.step({"memory": LEARNING_RATE})
+
+        return TrainedModel(model, list(model.parameters()), apply, store.synchronise)
+
+    def in_plain_pytorch(self, store: StoreClient, values: Tensor, *, sparse: bool) -> TrainedModel:
+        """The table as a parameter with SparseAdam, or with dense Adam. `store` only lends its shape."""
+        model = self._built(self.model, self.memory, store)
+        dense = list(model.parameters())
+        (place,) = (name for name, module in model.named_modules() if isinstance(module, MemoryLayer))
+        plain = PlainMemory(cast(MemoryLayer, model.get_submodule(place)), values, sparse=sparse)
+        model.set_submodule(place, plain)
+        kind = torch.optim.SparseAdam if sparse else torch.optim.Adam
+        optimizer = kind([plain.values], LEARNING_RATE, betas=VALUES.betas, eps=VALUES.eps)
+
+        def apply() -> None:
+            optimizer.step()  # type: ignore[no-untyped-call]
+            optimizer.zero_grad()
+
+        return TrainedModel(model, dense, apply)
+
+    def dense_of_twice_the_layers(self) -> TrainedModel:
+        """No memory; twice the layers."""
+        model = self._built(self.model.model_copy(update={"layers": 2 * self.model.layers}), None, None)
+        return TrainedModel(model, list(model.parameters()))
+
+    def _built(self, model: ModelSpec, memory: MemorySpec | None, store: StoreClient | None) -> Transformer:
+        tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+        return Transformer(model, memory, self.vocabulary_size, tables, self.seed)

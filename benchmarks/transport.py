@@ -1,0 +1,117 @@
+"""The `transport` benchmark: rows on their way from a shard process to one trainer process on the same host.
+
+Gathers and pooled lookups of few to many rows, by shared memory, gRPC, a Ray actor call, and plain TCP into a
+reused buffer, all with the same kernel at the far end and the same rows at the near one. And the bytes that
+pooling saves over fetching distinct rows, counted on the frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from benchmarks.bags import Bags
+from benchmarks.embedded_ray import embedded_ray
+from benchmarks.measuring import Samples, paired_seconds
+from benchmarks.reaches import Reach, reaches
+from benchmarks.results import BenchmarkRun, Recorder
+from benchmarks.threads import CORES, use_threads
+from benchmarks.wire_bytes import CountedStore
+from memory_store.table_spec import OptimizerSpec, TableSpec
+
+LARGE_BYTES = 10_000_000
+ROWS_PER_TOKEN = 100
+_NO_SHARED_MEMORY = "the shard's memory could not be mapped into this process"
+
+
+@dataclass(frozen=True)
+class TransportSize:
+    """The table, the numbers of rows of one call, and the lookup whose wire bytes are counted."""
+
+    table_rows: int
+    dim: int
+    calls: tuple[int, ...]
+    repeats: int
+    tokens: int
+    entries_per_token: int
+    shards: int
+
+
+FULL = TransportSize(2**20, 256, (100, 1000, 10_000, 100_000), 25, 8192, 128, 4)
+QUICK = TransportSize(2**20, 256, (100, 1000, 10_000, 100_000), 7, 8192, 128, 4)
+
+
+def run(size: TransportSize, *, quick: bool) -> BenchmarkRun:
+    """Measure the ways to a shard, then count bytes."""
+    recorder = Recorder("transport", quick=quick)
+    use_threads(CORES)
+    spec = TableSpec("memory", size.table_rows, size.dim, optimizer=OptimizerSpec("sgd"))
+    gathers: dict[int, dict[str, Samples]] = {}
+    with embedded_ray(2), reaches(spec, max(size.calls)) as ways:
+        for rows in size.calls:
+            gathers[rows] = _measure_gather(recorder, ways, spec, rows, size.repeats)
+            _measure_pool(recorder, ways, spec, rows, size.repeats)
+    _set_ratios(recorder, gathers, size)
+
+    store = CountedStore(spec, size.shards)
+    bags = Bags.drawn(size.table_rows, size.dim, size.tokens, size.entries_per_token)
+    counted = {kind: store.bytes_of(kind, bags) for kind in ("pool", "fetch")}
+    for kind, count in counted.items():
+        recorder.add(
+            "wire bytes of forward and backward", "MB", [count / 1e6], lookup=kind, shards=size.shards
+        )
+    recorder.ratio("pool_bytes_over_fetch_bytes", counted["pool"] / counted["fetch"])
+    return recorder.finish()
+
+
+def _measure_gather(
+    recorder: Recorder, ways: dict[str, Reach], spec: TableSpec, rows: int, repeats: int
+) -> dict[str, Samples]:
+    """Gather `rows` distinct rows in every way, in turn; seconds by way."""
+    random = np.random.default_rng(rows)
+    addresses = np.sort(random.choice(spec.rows, min(rows, spec.rows), replace=False)).astype(np.uint32)
+    expected = ways["tcp"].gather(addresses).copy()
+    for way in ways.values():
+        np.testing.assert_array_equal(way.gather(addresses), expected)
+    seconds = paired_seconds({name: partial(way.gather, addresses) for name, way in ways.items()}, repeats)
+    for name, samples in seconds.items():
+        recorder.add("gather", "ms", samples * 1e3, way=name, rows=rows)
+    return seconds
+
+
+def _measure_pool(
+    recorder: Recorder, ways: dict[str, Reach], spec: TableSpec, rows: int, repeats: int
+) -> None:
+    """Pool `rows` rows, 100 for each token, in every way, in turn."""
+    bags = Bags.drawn(spec.rows, spec.dim, rows // ROWS_PER_TOKEN, ROWS_PER_TOKEN)
+    addresses, weights = bags.rows.reshape(-1).astype(np.uint32), bags.weights.reshape(-1)
+    offsets = np.arange(0, rows + 1, ROWS_PER_TOKEN, dtype=np.int32)
+    expected = ways["tcp"].pool(offsets, addresses, weights).copy()
+    for way in ways.values():
+        np.testing.assert_array_equal(way.pool(offsets, addresses, weights), expected)
+    actions = {name: partial(way.pool, offsets, addresses, weights) for name, way in ways.items()}
+    for name, samples in paired_seconds(actions, repeats).items():
+        recorder.add("pooled lookup", "ms", samples * 1e3, way=name, rows=rows)
+
+
+def _set_ratios(recorder: Recorder, gathers: dict[int, dict[str, Samples]], size: TransportSize) -> None:
+    """The speeds of our ways over the peers'; over several sizes, the worst one."""
+    for ratio, rows in (("shm_vs_ray_actor_100k_rows", 100_000), ("shm_vs_ray_actor_1k_rows", 1000)):
+        seconds = gathers.get(rows, {})
+        if "shared memory" in seconds:
+            speed = seconds["ray actor"] / seconds["shared memory"]
+            recorder.ratio(ratio, recorder.add("ray actor / shared memory", "ratio", speed, rows=rows))
+        else:
+            recorder.missing(ratio, _NO_SHARED_MEMORY if seconds else f"{rows} rows were not gathered")
+    for ratio, peer in (("grpc_vs_ray_actor_10mb", "ray actor"), ("grpc_vs_tcp_10mb", "tcp")):
+        speeds = [
+            recorder.add(f"{peer} / grpc", "ratio", seconds[peer] / seconds["grpc"], rows=rows)
+            for rows, seconds in gathers.items()
+            if 4 * size.dim * rows >= LARGE_BYTES
+        ]
+        if speeds:
+            recorder.ratio(ratio, min(speed.median for speed in speeds))
+        else:
+            recorder.missing(ratio, "no call was that large")
