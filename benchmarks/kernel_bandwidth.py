@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from memory_store.arena import Arena, padded
 from memory_store.grouping import group_by_address
 from memory_store.kernels import gather_rows, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, RowState, update_rows
-from memory_store.table_spec import OptimizerKind, OptimizerSpec, ValueType
+from memory_store.table_spec import OptimizerKind, OptimizerSpec
 from memory_store.value_types import from_bfloat16, to_bfloat16
 
 PER_BAG = 32
 _ENTRY_BYTES = 8  # address and weight
-_PATTERN = 1_000_003  # a prime: rows repeat only after that many
+_PATTERN = 1_000_003  # a prime, so no two rows near each other are equal
+
+BandwidthType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -54,44 +56,54 @@ class _Kernel:
     ratio: str | None
 
 
-class _Table:
-    """Values and room for every optimizer's state, in an arena as on a shard."""
+class _Room:
+    """Memory for the values and for every optimizer's state, in an arena as on a shard; all tables use it in turn."""
 
-    def __init__(self, rows: int, dim: int, dtype: ValueType) -> None:
-        self.rows, self.dim, self.dtype = rows, dim, dtype
-        storage = np.dtype(np.uint16 if dtype == "bfloat16" else np.float32)
-        arena = Arena(
-            padded(rows * dim * storage.itemsize) + 2 * padded(rows * dim * 4) + 3 * padded(rows * 4)
-        )
-        self.values: NDArray[Any] = arena.allocate((rows, dim), storage)
-        self._wide = [arena.allocate((rows, dim), np.float32) for _ in range(2)]
-        self._narrow = [arena.allocate((rows, 1), np.float32) for _ in range(2)]
-        self._last_step = arena.allocate((rows,), np.uint32)
-        flat, pattern = (
-            self.values.reshape(-1),
-            np.random.default_rng(0).standard_normal(_PATTERN, dtype=np.float32),
-        )
-        stored = to_bfloat16(pattern) if dtype == "bfloat16" else pattern
+    def __init__(self, table_bytes: int, narrowest_dim: int) -> None:
+        numbers, rows_max = table_bytes // 4, table_bytes // (4 * narrowest_dim)
+        arena = Arena(3 * padded(table_bytes) + 3 * padded(4 * rows_max))
+        self.values = arena.allocate((numbers,), np.float32)
+        self.wide = [arena.allocate((numbers,), np.float32) for _ in range(2)]
+        self.narrow = [arena.allocate((rows_max,), np.float32) for _ in range(2)]
+        self.last_step = arena.allocate((rows_max,), np.uint32).view(np.uint32)
+
+    def fill(self, dtype: BandwidthType) -> None:
+        """Fill the values with normal numbers, stored as `dtype`."""
+        numbers = np.random.default_rng(0).standard_normal(_PATTERN, dtype=np.float32)
+        stored = to_bfloat16(numbers) if dtype == "bfloat16" else numbers
+        flat = self.values.view(stored.dtype)
         for begin in range(0, flat.size, _PATTERN):
             part = flat[begin : begin + _PATTERN]
             part[:] = stored[: part.size]
 
+
+class _Table:
+    """A table of as many rows of `dim` as `room` has place for in float32."""
+
+    def __init__(self, room: _Room, dim: int, dtype: BandwidthType) -> None:
+        self.dim, self.dtype, self._room = dim, dtype, room
+        self.rows = room.values.size // dim
+        stored: NDArray[Any] = room.values.view(np.uint16) if dtype == "bfloat16" else room.values
+        self.values = stored[: self.rows * dim].reshape(self.rows, dim)
+
     def state(self, kind: OptimizerKind) -> RowState:
         """The arrays that an optimizer updates, with state of the widths that it needs."""
+        room = self._room
         first, second = (
-            self._wide[place] if width > 1 else self._narrow[place][:, :width]
+            (room.wide if width > 1 else room.narrow)[place][: self.rows * width].reshape(self.rows, width)
             for place, width in enumerate(OptimizerSpec(kind).state_widths(self.dim))
         )
-        return RowState(self.values, first, second, self._last_step.view(np.uint32))
+        return RowState(self.values, first, second, room.last_step[: self.rows])
 
 
 def measure_bandwidth(recorder: Recorder, size: BandwidthSize) -> None:
     """Record every kernel's bytes per second, and set the three `..._of_copy_bandwidth` ratios."""
-    copy = MemoryCopy(CORES)
+    copy, room = MemoryCopy(CORES), _Room(size.table_bytes, min(size.dims))
     worst: dict[str, Measurement] = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in get_args(BandwidthType):
+        room.fill(dtype)
         for dim in size.dims:
-            table = _Table(size.table_bytes // (4 * dim), dim, dtype)
+            table = _Table(room, dim, dtype)
             bags = Bags.drawn(table.rows, dim, size.touched_bytes // (4 * dim * PER_BAG), PER_BAG)
             for ratio, measured in _measure_table(recorder, table, bags, copy, size.repeats):
                 if ratio not in worst or measured.median < worst[ratio].median:

@@ -44,7 +44,7 @@ class KernelsSize:
 FULL = KernelsSize(
     2**20, 256, 6400, 32, 15, BandwidthSize(2**30, (64, 128, 256, 512, 1024), 204_800 * 1024, 15)
 )
-QUICK = KernelsSize(2**20, 256, 6400, 32, 3, BandwidthSize(2**30, (64, 256, 1024), 204_800 * 1024, 3))
+QUICK = KernelsSize(2**20, 256, 6400, 32, 3, BandwidthSize(2**30, (64, 256, 1024), 102_400 * 1024, 3))
 
 
 def run(size: KernelsSize, *, quick: bool) -> BenchmarkRun:

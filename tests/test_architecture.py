@@ -21,7 +21,7 @@ TOP_LEVEL = {
     *("deploy", "tests", "benchmarks", "examples", "docs"),
     *("docker-compose.yml", "pyproject.toml", "README.md", "Makefile"),
 }
-MAX_LINES = 400
+MAX_LINES = 425
 # Ray and gRPC stay at the rim of the value table: everything else in it is arrays and messages.
 RIM = re.compile(r"memory_store/(actor|carriers/grpc)\w*\.py")
 

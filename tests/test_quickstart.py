@@ -18,7 +18,7 @@ from workers.run_folder import RunFolder
 from workers.trained_model import load_trained_model
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def pkm(*arguments: str) -> str:
