@@ -38,10 +38,13 @@ BandwidthType = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class BandwidthSize:
-    """Bytes of a float32 table, row widths, and bytes of float32 rows that one call reads."""
+    """Bytes of a float32 table; row widths, and those at which one thread is measured too; bytes of float32 rows
+    that one call reads.
+    """
 
     table_bytes: int
     dims: tuple[int, ...]
+    one_thread_dims: tuple[int, ...]
     touched_bytes: int
     repeats: int
 
@@ -105,7 +108,7 @@ def measure_bandwidth(recorder: Recorder, size: BandwidthSize) -> None:
         for dim in size.dims:
             table = _Table(room, dim, dtype)
             bags = Bags.drawn(table.rows, dim, size.touched_bytes // (4 * dim * PER_BAG), PER_BAG)
-            for ratio, measured in _measure_table(recorder, table, bags, copy, size.repeats):
+            for ratio, measured in _measure_table(recorder, table, bags, copy, size):
                 if ratio not in worst or measured.median < worst[ratio].median:
                     worst[ratio] = measured
     for ratio, measured in worst.items():
@@ -113,17 +116,17 @@ def measure_bandwidth(recorder: Recorder, size: BandwidthSize) -> None:
 
 
 def _measure_table(
-    recorder: Recorder, table: _Table, bags: Bags, copy: MemoryCopy, repeats: int
+    recorder: Recorder, table: _Table, bags: Bags, copy: MemoryCopy, size: BandwidthSize
 ) -> list[tuple[str, Measurement]]:
     """All kernels on one table; returns the measured shares of the copy bandwidth, with their ratio's name."""
     kernels = _kernels(table, bags)
     bytes_moved = {kernel.name: kernel.bytes_moved for kernel in kernels} | {"copy": copy.bytes_moved}
     actions: dict[str, Callable[[], object]] = {}
-    for threads in sorted({1, CORES}):
+    for threads in sorted({1, CORES}) if table.dim in size.one_thread_dims else [CORES]:
         actions[f"copy {threads}"] = partial(copy.run, threads)
         for kernel in kernels:
             actions[f"{kernel.name} {threads}"] = partial(_on_threads, threads, kernel.call)
-    seconds = paired_seconds(actions, repeats)
+    seconds = paired_seconds(actions, size.repeats)
 
     rates: dict[str, Samples] = {}
     for action, samples in seconds.items():
@@ -139,7 +142,7 @@ def _measure_table(
         measured = recorder.add(f"{kernel.name} / copy", "ratio", share, **case)
         if kernel.ratio:
             shares.append((kernel.ratio, measured))
-        if CORES > 1:
+        if f"{kernel.name} 1" in seconds and CORES > 1:
             gain = seconds[f"{kernel.name} 1"] / seconds[f"{kernel.name} {CORES}"]
             recorder.add(f"{kernel.name} on all threads / on one", "ratio", gain, **case)
     if table.dtype == "float32":

@@ -25,12 +25,15 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def paired_seconds(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Samples]:
+def paired_seconds(
+    actions: Mapping[str, Callable[[], object]], repeats: int, *, slow: bool = False
+) -> dict[str, Samples]:
     """Seconds per call of every action, `[repeats]` each; sample r of all actions was taken in round r.
 
-    Every action runs at least once before it is measured. The rounds begin with another action each time.
+    Every action runs at least once before it is measured; with `slow`, the caller has seen to that, and a
+    sample is one call. The rounds begin with another action each time.
     """
-    calls = {name: _calls_per_sample(action) for name, action in actions.items()}
+    calls = {name: 1 if slow else _calls_per_sample(action) for name, action in actions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     names = list(actions)
     for repeat in range(repeats):

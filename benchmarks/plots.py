@@ -47,7 +47,8 @@ def _finish(axes: Axes, title: str, x: str, y: str, *, log_y: bool) -> None:
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if axes.get_lines():  # a peer that is not installed leaves its axes empty
+        axes.legend(fontsize=7)
 
 
 def _cases(run: BenchmarkRun, what: str, part: str) -> list[str]:

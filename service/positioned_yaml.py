@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         elif self.depth == DEPTH_MAX:
             refused = f"values are nested more than {DEPTH_MAX} deep"
         if refused:
-            raise yaml.MarkedYAMLError(problem=refused, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=refused, problem_mark=event.start_mark)  # pyright: ignore[reportArgumentType]
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

@@ -60,8 +60,7 @@ def _bound_of_half(scores: Floats, k: int, maxima: Floats, places: Places, order
         for group in range(groups):
             maxima[group] = max(part[group], maxima[group])
     _sort(maxima, groups, places, order)
-    bound: np.float32 = maxima[order[k - 1]]
-    return bound
+    return maxima[order[k - 1]]  # type: ignore[no-any-return]
 
 
 @compiled()

@@ -232,6 +232,22 @@ def test_taking_over_drops_what_was_pending_and_refuses_who_waited():
     assert reader in shard.answers
 
 
+def test_a_group_that_takes_over_while_a_step_is_held_starts_afresh():
+    shard = Shard()
+    shard.ask(gradient(A))
+    shard.ask(commit(hold=True))
+    successor = m.Sender("next", 2, 0)
+    with shard.unchanged():
+        shard.ask(m.OpenGroup("next", 2, 1))
+        with pytest.raises(StoreError, match="not held"):
+            shard.ask(m.Apply(successor, 0, np.ones(2)))
+    before = shard.core.tables["memory"].values.copy()
+    shard.ask(gradient(A + 1, sender=successor))
+    assert shard.ask(commit(sender=successor)).version == 1
+    changed = np.nonzero((shard.core.tables["memory"].values != before).any(axis=1))[0]
+    assert changed.tolist() == [11]
+
+
 @pytest.mark.parametrize("old", [m.OpenGroup("late", 1, 1), m.OpenGroup("late", 0, 1)])
 def test_a_group_must_have_a_higher_epoch(old: m.OpenGroup):
     with pytest.raises(FencedError, match="not above 1"):

@@ -165,7 +165,10 @@ def test_noise_is_answered_with_a_failure(server: ShardServer, stream: list[byte
 
 
 def test_the_text_of_an_unexpected_error_stays_in_the_log(
-    carrier: GrpcCarrier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: ShardServer,
+    carrier: GrpcCarrier,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     def broken(*_: object) -> None:
         raise RuntimeError("the secret of the house")
@@ -174,6 +177,9 @@ def test_the_text_of_an_unexpected_error_stays_in_the_log(
     with caplog.at_level(logging.ERROR), pytest.raises(StoreError, match="INTERNAL") as shown:
         carrier.submit(fetch(), 60).result()
     assert "secret" not in str(shown.value)
+    with pytest.raises(grpc.RpcError) as sent:
+        raw_call(server, list(frames(fetch())))
+    assert "secret" not in sent.value.details()  # type: ignore[attr-defined]
     assert "the secret of the house" in caplog.text
     monkeypatch.undo()
     assert isinstance(carrier.submit(fetch(), 60).result(), m.Rows)
