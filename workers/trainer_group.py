@@ -122,7 +122,9 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    start_embedded_ray(job.train.trainers + (job.store.shards if job.memory else 0))
+    processes = job.train.trainers + (job.store.shards if job.memory else 0)
+    start_embedded_ray(processes)
+    _check_room(processes)
     shards = start_shards(job.name, job.tables(), job.store.shards) if job.memory else None
     threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
     trainer = TorchTrainer(
@@ -181,6 +183,18 @@ def start_embedded_ray(processes: int) -> None:
         configure_logging=False,
         object_store_memory=100 << 20,
     )
+
+
+def _check_room(processes: int) -> None:
+    """Raises UsageError if the cluster could never run all `processes`, for which Ray Train would wait without end."""
+    import ray
+
+    cpus: float = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+    if cpus < processes:
+        raise UsageError(
+            f"The job's shards and trainers are {processes} processes of one CPU each, and the Ray cluster has "
+            f"{cpus:g} CPUs; use fewer store.shards or train.trainers, or more hosts."
+        )
 
 
 def _train_worker(config: dict[str, object]) -> None:

@@ -20,6 +20,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One embedded Ray for all tests that need it, started as `pkm train` starts it."""
-    start_embedded_ray(processes=4)
+    start_embedded_ray(processes=5)
     yield
     ray.shutdown()

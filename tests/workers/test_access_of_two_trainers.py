@@ -19,6 +19,7 @@ from workers.trainer_group import train
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(600)
 def test_usage_and_kl_equal_a_brute_force_count(corpus: Path, tmp_path: Path) -> None:
     job = small_job(corpus, train__steps=12, train__trainers=2, store__carrier="auto", store__shards=3)
     run = RunFolder(tmp_path / "run")

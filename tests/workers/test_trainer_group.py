@@ -14,13 +14,14 @@ import ray
 
 from memory_store.actor import NAMESPACE
 from memory_store.cuts import complete_cuts
+from memory_store.errors import UsageError
 from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
 from workers.report import Progress, Report, read_records
 from workers.run_folder import RunFolder
 from workers.trainer_group import train
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 
 
 def run_job(job: JobSpec, folder: Path) -> Report:
@@ -57,6 +58,12 @@ def test_shards_in_actors_give_the_bytes_of_one_process(
     assert losses(tmp_path / "alone") == losses(tmp_path / "actors")
     assert actors.restarts == 0
     assert actors.test_perplexity == pytest.approx(alone.test_perplexity, rel=1e-6)
+
+
+def test_job_that_no_host_can_hold_is_refused_at_once(corpus: Path, tmp_path: Path) -> None:
+    job = small_job(corpus, store__carrier="auto", store__shards=40, train__trainers=8)
+    with pytest.raises(UsageError, match=r"48 processes .* the Ray cluster has \d+ CPUs"):
+        run_job(job, tmp_path / "run")
 
 
 def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
