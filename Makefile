@@ -6,6 +6,7 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := .venv/bin
 INSTALLED := .venv/installed
+MEASURED := .venv/installed-peers
 SOTU := examples/data/sotu
 
 .PHONY: help
@@ -40,6 +41,15 @@ test-slow: setup ## Run the tests that take minutes
 .PHONY: test-all
 test-all: setup ## Run every test
 	$(RUN)/pytest
+
+.PHONY: bench
+bench: $(MEASURED) ## Measure everything against its peers and write docs/performance.md
+	$(RUN)/python -m benchmarks all
+	$(RUN)/python -m benchmarks report
+
+$(MEASURED): $(INSTALLED)
+	@PYTHON="$(PYTHON)" deploy/install "$(CURDIR)/.venv" --bench
+	@touch $@
 
 .PHONY: lint
 lint: setup ## Check style and formatting

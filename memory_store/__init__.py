@@ -1,7 +1,7 @@
 """A value table cut by rows over shards, with its row optimizer beside it.
 
 Open a store with `in_process_store` or `connect`, look rows up through `store.table(name)`, move the table
-with `store.step`. See docs/ for the protocol; errors.py lists what can be raised.
+with `store.step`. shard.py explains the step protocol; errors.py lists what can be raised.
 """
 
 from memory_store.access import AccessReport

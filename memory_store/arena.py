@@ -1,6 +1,6 @@
 """One block of memory per shard, taken once at its start.
 
-All arrays of a shard are cut out of one mapping, each on a page boundary, so that the memory a shard needs is
+All arrays of a shard are cut out of one mapping, each on pages of its own, so that the memory a shard needs is
 known and refused before it starts, and nothing of the table's size is allocated again while it runs.
 
 A private block asks for huge pages: rows are read at random, and small pages would miss the address cache on
@@ -64,16 +64,16 @@ class Arena:
         self.clock[CLOCK_EPOCH] = epoch
         self.clock[CLOCK_VERSION] = version
 
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-        """A zeroed array `shape` of `dtype` inside the block."""
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike, *, shift: int = 0) -> NDArray[np.generic]:
+        """A zeroed array `shape` of `dtype` inside the block, `shift` bytes (below a page) behind a page's begin."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        if self.used + padded(size) > self.capacity:
+        if self.used + padded(shift + size) > self.capacity:
             raise MemoryError(
                 f"The arena holds {self.capacity - PAGE} bytes, {self.used - PAGE} are used; {size} more do not fit."
             )
-        array = np.frombuffer(self._block, dtype=kind, count=size // kind.itemsize, offset=self.used)
-        self.used += padded(size)
+        array = np.frombuffer(self._block, dtype=kind, count=size // kind.itemsize, offset=self.used + shift)
+        self.used += padded(shift + size)
         return array.reshape(shape)
 
     def offset_of(self, array: NDArray[np.generic]) -> int:

@@ -16,6 +16,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
+from memory_store.prefetching import AHEAD, prefetch_row
 from memory_store.value_types import load
 
 FloatArray = NDArray[Any]  # float32; float64 for float64 tables
@@ -24,8 +25,9 @@ FloatArray = NDArray[Any]  # float32; float64 for float64 tables
 @compiled(parallel=True)
 def gather_rows(values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray) -> None:
     """out[u, :] = row addresses[u]. values `[R, D]`, addresses uint32 `[U]`, out `[U, D]`."""
-    dim = values.shape[1]
+    dim, last = values.shape[1], addresses.size - 1
     for index in prange(addresses.size):
+        prefetch_row(values, np.int64(addresses[min(index + AHEAD, last)]) - first)
         row = np.int64(addresses[index]) - first
         for column in range(dim):
             out[index, column] = load(values, row, column)
@@ -42,6 +44,7 @@ def pool_rows(
 ) -> None:
     """out[t, :] = sum over the entries e of token t of weights[e] * row addresses[e]. out `[T, D]`."""
     tokens, dim = out.shape
+    last = addresses.size - 1
     for token in prange(tokens):
         for column in range(dim):
             out[token, column] = 0
@@ -49,6 +52,8 @@ def pool_rows(
         while entry + 4 <= end:
             r0, r1 = np.int64(addresses[entry]) - first, np.int64(addresses[entry + 1]) - first
             r2, r3 = np.int64(addresses[entry + 2]) - first, np.int64(addresses[entry + 3]) - first
+            for ahead in range(4, 8):
+                prefetch_row(values, np.int64(addresses[min(int(entry) + ahead, last)]) - first)
             w0, w1, w2, w3 = weights[entry], weights[entry + 1], weights[entry + 2], weights[entry + 3]
             for column in range(dim):
                 out[token, column] += (
@@ -79,8 +84,10 @@ def weight_gradients(
     output_gradient `[T, D]`, out `[N]`.
     """
     tokens, dim = output_gradient.shape
+    last = addresses.size - 1
     for token in prange(tokens):
         for entry in range(offsets[token], offsets[token + 1]):
+            prefetch_row(values, np.int64(addresses[min(entry + AHEAD, last)]) - first)
             row = np.int64(addresses[entry]) - first
             total = output_gradient.dtype.type(0)
             for column in range(dim):

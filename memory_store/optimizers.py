@@ -29,6 +29,7 @@ from memory_store.compilation import compiled
 from memory_store.grouping import Groups
 from memory_store.kernels import FloatArray
 from memory_store.placement import BUCKETS
+from memory_store.prefetching import AHEAD, prefetch_row
 from memory_store.table_spec import OptimizerSpec
 from memory_store.value_types import load, mix, store
 
@@ -90,6 +91,14 @@ def _sum_gradient(
         index += 1
 
 
+@compiled(reorder_sums=True)
+def _sum_of_squares(gradient: FloatArray) -> float:
+    total = gradient.dtype.type(0)
+    for column in range(gradient.size):
+        total += gradient[column] * gradient[column]
+    return total  # type: ignore[no-any-return]
+
+
 @compiled(parallel=True)
 def _sum_rows(
     starts: NDArray[np.int32],
@@ -143,18 +152,19 @@ def _update(
     # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
     rate, scale, one_minus_beta1, one_minus_beta2 = constants[0], constants[1], constants[2], constants[3]
     eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
-    dim = values.shape[1]
+    dim, last = values.shape[1], addresses.size - 1
     for group in prange(addresses.size):
+        later = np.int64(addresses[min(group + AHEAD, last)]) - first
+        prefetch_row(values, later)
+        prefetch_row(first_state, later)
+        prefetch_row(second_state, later)
         gradient = np.empty(dim, dtype=vectors.dtype)
         _sum_gradient(gradient, order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
         row = np.int64(addresses[group]) - first
         key = mix(np.uint32(addresses[group]) ^ mix(np.uint32(rounding_seed + np.uint32(step))))
         mean_square = vectors.dtype.type(0)
         if kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM):
-            for column in range(dim):
-                g = scale * gradient[column]
-                mean_square += g * g
-            mean_square *= inverse_dim
+            mean_square = scale * scale * inverse_dim * _sum_of_squares(gradient)
         if kind == SGD:
             for column in range(dim):
                 store(values, row, column, load(values, row, column) - rate * (scale * gradient[column]), key)

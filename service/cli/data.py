@@ -24,7 +24,9 @@ def prepare(
     ],
     vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to make.", show_default=False)],
-    text_column: Annotated[str, typer.Option(help="Column of the text in .parquet files.")] = "text",
+    text_column: Annotated[
+        str, typer.Option(help="Column of the text in .parquet files, key in .jsonl files.")
+    ] = "text",
     validation_share: Annotated[float, typer.Option(help="Share of the text for validation.")] = 0.02,
     test_share: Annotated[float, typer.Option(help="Share of the text for the final test.")] = 0.04,
     json: JsonOption = False,
