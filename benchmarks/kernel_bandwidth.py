@@ -205,8 +205,8 @@ def _updates(
 ) -> list[_Kernel]:
     """One update per optimizer, of the rows of pooled bags, which have been grouped before."""
     tokens = np.arange(bags.rows.shape[0], dtype=np.int32).repeat(PER_BAG)
-    contributions = Contributions(group_by_address(addresses), tokens, weights, bags.output_gradient)
-    distinct = contributions.groups.addresses.size
+    contributions = Contributions.grouped(group_by_address(addresses), tokens, weights, bags.output_gradient)
+    distinct = contributions.addresses.size
     entry_bytes = addresses.size * (_ENTRY_BYTES + 4) + 4 * bags.output_gradient.size
     kernels = []
     for kind in get_args(OptimizerKind):

@@ -52,7 +52,7 @@ def pool_rows(
         while entry + 4 <= end:
             r0, r1 = np.int64(addresses[entry]) - first, np.int64(addresses[entry + 1]) - first
             r2, r3 = np.int64(addresses[entry + 2]) - first, np.int64(addresses[entry + 3]) - first
-            for ahead in range(4, 8):
+            for ahead in range(AHEAD, AHEAD + 4):
                 prefetch_row(values, np.int64(addresses[min(int(entry) + ahead, last)]) - first)
             w0, w1, w2, w3 = weights[entry], weights[entry + 1], weights[entry + 2], weights[entry + 3]
             for column in range(dim):

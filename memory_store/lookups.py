@@ -166,7 +166,9 @@ class FetchedRows:
     def row_gradients(self, output_gradient: FloatArray) -> FloatArray:
         """`[U, D]`: the summed gradient of every distinct row."""
         return sum_by_row(
-            Contributions(self.groups, self.entries.token_of_entry(), self.entries.weights, output_gradient)
+            Contributions.grouped(
+                self.groups, self.entries.token_of_entry(), self.entries.weights, output_gradient
+            )
         )
 
     def _inverse(self) -> NDArray[np.uint32]:

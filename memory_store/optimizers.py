@@ -47,24 +47,47 @@ _KINDS = {
 class Contributions:
     """Gradient contributions to rows, grouped by row.
 
-    groups: entries grouped by address. vector_of_entry: int32 `[N]`, index into vectors. weights: `[N]`.
-    vectors: `[V, D]`. The gradient of a group is the sum of weights[e] * vectors[vector_of_entry[e]] over its
-    entries e.
+    addresses: uint32 `[U]`, distinct, ascending. starts: int32 `[U + 1]`. vector_numbers: int32 `[N]`, index
+    into vectors. weights: `[N]`. vectors: `[V, D]`. The gradient of row addresses[u] is the sum of weights[c] *
+    vectors[vector_numbers[c]] over c from starts[u] to starts[u + 1] - 1.
     """
 
-    groups: Groups
-    vector_of_entry: NDArray[np.int32]
+    addresses: NDArray[np.uint32]
+    starts: NDArray[np.int32]
+    vector_numbers: NDArray[np.int32]
     weights: FloatArray
     vectors: FloatArray
+
+    @classmethod
+    def grouped(
+        cls, groups: Groups, vector_of_entry: NDArray[np.int32], weights: FloatArray, vectors: FloatArray
+    ) -> Contributions:
+        """Bring entries (vector_of_entry int32 `[N]`, weights `[N]`) into the order of their groups."""
+        # Once, side by side: a kernel that followed `order` for each row would wait for every entry in turn.
+        numbers, ordered = np.empty_like(vector_of_entry), np.empty_like(weights)
+        _reorder(groups.order, vector_of_entry, weights, numbers, ordered)
+        return cls(groups.addresses, groups.starts, numbers, ordered, vectors)
+
+
+@compiled(parallel=True)
+def _reorder(
+    order: NDArray[np.int32],
+    vector_of_entry: NDArray[np.int32],
+    weights: FloatArray,
+    vector_numbers: NDArray[np.int32],
+    ordered_weights: FloatArray,
+) -> None:
+    for position in prange(order.size):
+        vector_numbers[position] = vector_of_entry[order[position]]
+        ordered_weights[position] = weights[order[position]]
 
 
 @compiled(inline=True)
 def _sum_gradient(
     gradient: FloatArray,
-    order: NDArray[np.int32],
     begin: int,
     end: int,
-    vector_of_entry: NDArray[np.int32],
+    vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
 ) -> None:
@@ -73,9 +96,9 @@ def _sum_gradient(
         gradient[column] = 0
     index = begin
     while index + 4 <= end:
-        e0, e1, e2, e3 = order[index], order[index + 1], order[index + 2], order[index + 3]
-        v0, v1, v2, v3 = vector_of_entry[e0], vector_of_entry[e1], vector_of_entry[e2], vector_of_entry[e3]
-        w0, w1, w2, w3 = weights[e0], weights[e1], weights[e2], weights[e3]
+        v0, v1 = vector_numbers[index], vector_numbers[index + 1]
+        v2, v3 = vector_numbers[index + 2], vector_numbers[index + 3]
+        w0, w1, w2, w3 = weights[index], weights[index + 1], weights[index + 2], weights[index + 3]
         for column in range(dim):
             gradient[column] += (
                 w0 * vectors[v0, column]
@@ -85,7 +108,7 @@ def _sum_gradient(
             )
         index += 4
     while index < end:
-        vector, weight = vector_of_entry[order[index]], weights[order[index]]
+        vector, weight = vector_numbers[index], weights[index]
         for column in range(dim):
             gradient[column] += weight * vectors[vector, column]
         index += 1
@@ -102,21 +125,19 @@ def _sum_of_squares(gradient: FloatArray) -> float:
 @compiled(parallel=True)
 def _sum_rows(
     starts: NDArray[np.int32],
-    order: NDArray[np.int32],
-    vector_of_entry: NDArray[np.int32],
+    vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
     out: FloatArray,
 ) -> None:
     for group in prange(starts.size - 1):
-        _sum_gradient(out[group], order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+        _sum_gradient(out[group], starts[group], starts[group + 1], vector_numbers, weights, vectors)
 
 
 @compiled(parallel=True)
 def _squared_norms(
     starts: NDArray[np.int32],
-    order: NDArray[np.int32],
-    vector_of_entry: NDArray[np.int32],
+    vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
     out: NDArray[np.float64],
@@ -124,7 +145,7 @@ def _squared_norms(
     dim = vectors.shape[1]
     for group in prange(starts.size - 1):
         gradient = np.empty(dim, dtype=vectors.dtype)
-        _sum_gradient(gradient, order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+        _sum_gradient(gradient, starts[group], starts[group + 1], vector_numbers, weights, vectors)
         total = 0.0
         for column in range(dim):
             total += np.float64(gradient[column]) * np.float64(gradient[column])
@@ -141,8 +162,7 @@ def _update(
     first: int,
     addresses: NDArray[np.uint32],
     starts: NDArray[np.int32],
-    order: NDArray[np.int32],
-    vector_of_entry: NDArray[np.int32],
+    vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
     constants: FloatArray,
@@ -150,7 +170,8 @@ def _update(
     rounding_seed: np.uint32,
 ) -> None:
     # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
-    rate, scale, one_minus_beta1, one_minus_beta2 = constants[0], constants[1], constants[2], constants[3]
+    rate, common_scale = constants[0], constants[1]
+    one_minus_beta1, one_minus_beta2 = constants[2], constants[3]
     eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
     dim, last = values.shape[1], addresses.size - 1
     for group in prange(addresses.size):
@@ -158,8 +179,13 @@ def _update(
         prefetch_row(values, later)
         prefetch_row(first_state, later)
         prefetch_row(second_state, later)
-        gradient = np.empty(dim, dtype=vectors.dtype)
-        _sum_gradient(gradient, order, starts[group], starts[group + 1], vector_of_entry, weights, vectors)
+        prefetch_row(vectors, np.int64(vector_numbers[starts[min(group + AHEAD, last)]]))
+        begin, end = starts[group], starts[group + 1]
+        if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
+            gradient, scale = vectors[vector_numbers[begin]], common_scale * weights[begin]
+        else:
+            gradient, scale = np.empty(dim, dtype=vectors.dtype), common_scale
+            _sum_gradient(gradient, begin, end, vector_numbers, weights, vectors)
         row = np.int64(addresses[group]) - first
         key = mix(np.uint32(addresses[group]) ^ mix(np.uint32(rounding_seed + np.uint32(step))))
         mean_square = vectors.dtype.type(0)
@@ -203,10 +229,10 @@ def _update(
 
 
 def sum_by_row(contributions: Contributions) -> FloatArray:
-    """The summed gradient of every touched row: `[U, D]`, in the order of the groups' addresses."""
-    groups, vectors = contributions.groups, contributions.vectors
-    out = np.empty((groups.addresses.size, vectors.shape[1]), dtype=vectors.dtype)
-    _sum_rows(groups.starts, groups.order, contributions.vector_of_entry, contributions.weights, vectors, out)
+    """The summed gradient of every touched row: `[U, D]`, in the order of `addresses`."""
+    vectors = contributions.vectors
+    out = np.empty((contributions.addresses.size, vectors.shape[1]), dtype=vectors.dtype)
+    _sum_rows(contributions.starts, contributions.vector_numbers, contributions.weights, vectors, out)
     return out
 
 
@@ -216,17 +242,15 @@ def squared_norm_by_bucket(contributions: Contributions, capacity: int) -> NDArr
     Kept apart by bucket because addition rounds: adding buckets in their order gives every number of shards
     the same norm.
     """
-    groups = contributions.groups
-    squares = np.empty(groups.addresses.size, dtype=np.float64)
+    squares = np.empty(contributions.addresses.size, dtype=np.float64)
     _squared_norms(
-        groups.starts,
-        groups.order,
-        contributions.vector_of_entry,
+        contributions.starts,
+        contributions.vector_numbers,
         contributions.weights,
         contributions.vectors,
         squares,
     )
-    buckets = (groups.addresses // np.uint32(capacity)).astype(np.int64)
+    buckets = (contributions.addresses // np.uint32(capacity)).astype(np.int64)
     return np.bincount(buckets, weights=squares, minlength=BUCKETS).astype(np.float64, copy=False)
 
 
@@ -252,7 +276,7 @@ def update_rows(
     seed: int,
 ) -> None:
     """Apply one optimizer step to the touched rows; `step` counts from 1, `scale` multiplies gradients."""
-    groups, dim = contributions.groups, rows.values.shape[1]
+    dim = rows.values.shape[1]
     beta1, beta2 = optimizer.betas
     corrected_rate = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
     constants = np.array(
@@ -266,10 +290,9 @@ def update_rows(
         rows.second_state,
         rows.last_step,
         first_address,
-        groups.addresses,
-        groups.starts,
-        groups.order,
-        contributions.vector_of_entry,
+        contributions.addresses,
+        contributions.starts,
+        contributions.vector_numbers,
         contributions.weights,
         contributions.vectors,
         constants,

@@ -140,14 +140,14 @@ class WriterGroup:
             return None
         if len(parts) == 1:
             (part,) = parts
-            return Contributions(
+            return Contributions.grouped(
                 group_by_address(part.addresses), part.vector_of_entry, part.weights, part.vectors
             )
         starts = np.cumsum([0] + [part.vectors.shape[0] for part in parts])
         vector_of_entry = np.concatenate(
             [part.vector_of_entry + np.int32(start) for part, start in zip(parts, starts, strict=False)]
         )
-        return Contributions(
+        return Contributions.grouped(
             group_by_address(np.concatenate([part.addresses for part in parts])),
             vector_of_entry,
             np.concatenate([part.weights for part in parts]),

@@ -46,7 +46,7 @@ def grouped(rows: np.ndarray, weights: np.ndarray, vectors: np.ndarray) -> Contr
     """One contribution a row number: weights[e] * vectors[e % V]."""
     vector_of_entry = (np.arange(rows.size) % vectors.shape[0]).astype(np.int32)
     addresses = (rows + FIRST).astype(np.uint32)
-    return Contributions(group_by_address(addresses), vector_of_entry, weights, vectors)
+    return Contributions.grouped(group_by_address(addresses), vector_of_entry, weights, vectors)
 
 
 def contribution(rng: np.random.Generator, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

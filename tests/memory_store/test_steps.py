@@ -89,9 +89,8 @@ def test_contributions_are_added_by_writer_and_number_whatever_the_order_of_arri
         merged = writers.contributions(0, "memory")
         assert merged is not None
         assert merged.vectors[:, 0].tolist() == [1, 2, 3, 11, 12, 13]
-        assert merged.vector_of_entry.tolist() == list(range(6))
-        assert merged.groups.addresses.tolist() == [7]
-        assert merged.groups.order.tolist() == list(range(6))
+        assert merged.addresses.tolist() == [7]
+        assert merged.vector_numbers.tolist() == list(range(6))
 
 
 def test_contributions_are_told_apart_by_table():
@@ -101,7 +100,7 @@ def test_contributions_are_told_apart_by_table():
     one, other = writers.contributions(0, "one"), writers.contributions(0, "other")
     assert one is not None
     assert other is not None
-    assert (one.groups.addresses.tolist(), other.groups.addresses.tolist()) == ([7], [8])
+    assert (one.addresses.tolist(), other.addresses.tolist()) == ([7], [8])
     assert writers.contributions(0, "third") is None
 
 

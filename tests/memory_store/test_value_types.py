@@ -44,7 +44,7 @@ def moved(
     addresses = np.arange(ROWS) + first_address if addresses is None else addresses
     bits = torch.full((ROWS, DIM), start).to(torch.bfloat16).view(torch.uint16).numpy().copy()
     empty = np.empty((ROWS, 0), dtype=np.float32)
-    contributions = Contributions(
+    contributions = Contributions.grouped(
         group_by_address(addresses.astype(np.uint32)),
         np.arange(addresses.size, dtype=np.int32),
         np.ones(addresses.size, dtype=np.float32),
