@@ -42,21 +42,20 @@ def plan(
 
     A few kernels are timed here for that, some seconds long; hosts are taken to be like this one.
     """
+    # Read when numba and torch are imported: threads that wait for work sleep, as they do in shards and trainers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from service.job_file import load_job
     from service.link_rates import parse_rate
-    from workers.plan import Network
+    from workers.plan import Network, check_network, make_plan
 
     given = [*(overrides or ())]
     given += [f"store.shards={shards}"] * (shards is not None)
     given += [f"train.trainers={trainers}"] * (trainers is not None)
     job = load_job(job_file, given).job
     link = Network() if network is None else Network(parse_rate(network), hosts_apart=True)
-    # Read when numba and torch are imported: threads that wait for work sleep, as they do in shards and trainers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from workers.plan import check_network, make_plan
+    check_network(job, link)
     from workers.plan_calibration import calibrate
 
-    check_network(job, link)
     vocabulary_size, assumptions = _vocabulary(job)
     with data_only(), messages().status("Timing this machine ..."):
         calibration = calibrate(job, vocabulary_size)
