@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 _SUBNET = "198.18.77"  # a range kept for benchmarks (RFC 2544)
-_BURST, _LATENCY = "256kb", "50ms"
+_LATENCY = "50ms"
 
 
 class LinksNotAllowedError(Exception):
@@ -53,7 +53,9 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
                 with suppress(LinksNotAllowedError):  # there may be none to remove
                     _run("tc", *inside, "qdisc", "del", "dev", interface, "root")
                 continue
-            bucket = ["tbf", "rate", f"{8 * bytes_per_second:.0f}bit", "burst", _BURST, "latency", _LATENCY]
+            # A full bucket passes at once whatever the rate: it must be small beside a message.
+            burst = max(64 << 10, int(bytes_per_second / 1000))
+            bucket = ["tbf", "rate", f"{8 * bytes_per_second:.0f}bit", "burst", f"{burst}b", "latency", _LATENCY]
             _run("tc", *inside, "qdisc", "replace", "dev", interface, "root", *bucket)
 
     def _build(self) -> None:

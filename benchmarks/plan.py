@@ -25,7 +25,7 @@ from memory_store.opening import connect
 from workers.job_spec import DataSpec, JobSpec, MemorySpec, ModelSpec, StoreSpec, TrainSpec
 from workers.plan import Network, make_plan
 from workers.plan_calibration import client_costs, dense_costs
-from workers.plan_costs import Calibration
+from workers.plan_costs import Calibration, DenseCosts
 from workers.plan_sample_shard import shard_costs
 from workers.plan_wire import wire_costs
 from workers.shard_process import ShardProcess, ShardSettings
@@ -90,21 +90,34 @@ def run(size: PlanSize, *, quick: bool) -> BenchmarkRun:
     use_threads(CORES)
     wire, errors = wire_costs(), []
     for kind in size.kinds:
-        dense = dense_costs(kind.job(1, "auto"), kind.kind.vocabulary_size)
         for shards in kind.shards:
-            job = kind.job(shards, "auto")
-            calibration = Calibration(CORES, dense, client_costs(job), shard_costs(job), wire)
-            for way, network, seconds in _measured(kind, shards, size):
+            job, vocabulary_size = kind.job(shards, "auto"), kind.kind.vocabulary_size
+            # The model takes the most of a step: timed before the steps and after them, as a machine's mood changes.
+            before = dense_costs(job, vocabulary_size)
+            client, shard = client_costs(job), shard_costs(job)
+            measured = list(_measured(kind, shards, size))
+            dense = _mean(before, dense_costs(job, vocabulary_size))
+            calibration = Calibration(CORES, dense, client, shard, wire)
+            for way, network, seconds in measured:
                 job = kind.job(shards, "auto" if network.bytes_per_second is None else "grpc")
                 predicted = make_plan(job, calibration, network).step_seconds
                 error = abs(predicted / median(seconds) - 1)
                 errors.append(error)
-                case = {"model": kind.name, "shards": shards, "way": way}
+                case: dict[str, str | int] = {"model": kind.name, "shards": shards, "way": way}
                 recorder.add("step measured", "ms", [1e3 * sample for sample in seconds], **case)
                 recorder.add("step predicted", "ms", [1e3 * predicted], **case)
                 recorder.add("error", "ratio", [error], **case)
     recorder.ratio("plan_median_error", recorder.add("median of the errors", "ratio", errors))
     return recorder.finish()
+
+
+def _mean(one: DenseCosts, other: DenseCosts) -> DenseCosts:
+    return DenseCosts(
+        forward_backward_s=(one.forward_backward_s + other.forward_backward_s) / 2,
+        selection_s=(one.selection_s + other.selection_s) / 2,
+        optimizer_s=(one.optimizer_s + other.optimizer_s) / 2,
+        parameters=one.parameters,
+    )
 
 
 def _measured(kind: PlannedKind, shards: int, size: PlanSize) -> Iterator[tuple[str, Network, list[float]]]:

@@ -161,7 +161,7 @@ class _Planner:
     def __init__(self, job: JobSpec, calibration: Calibration, network: Network) -> None:
         self._job, self._costs, self._network = job, calibration, network
         self._sizes = _Sizes(job)
-        self._lookup = self._kind_of_lookup()
+        self._lookup: Lookup = self._kind_of_lookup()
         self._lookups = self._sizes.A * self._sizes.L  # of a trainer in a step
 
     def plan(self) -> Plan:
@@ -184,9 +184,8 @@ class _Planner:
             return "none"
         if store.carrier == "auto" and store.lookup == "auto" and self._network.bytes_per_second is None:
             return "in place"
-        if store.lookup != "auto":
-            return store.lookup
-        return chosen_lookup(sizes.T, sizes.S, sizes.N, sizes.U)
+        chosen = chosen_lookup(sizes.T, sizes.S, sizes.N, sizes.U)
+        return chosen if store.lookup == "auto" else store.lookup
 
     def _pending_bytes(self) -> float:
         """Contributions that a shard keeps until the step: entries and vectors of all micro-batches of all trainers."""
@@ -235,17 +234,10 @@ class _Planner:
 
     def _memory(self) -> tuple[Part, ...]:
         client, shard = self._costs.client, self._costs.shard
-        if client is None or shard is None:
+        if self._lookup == "none" or client is None or shard is None:
             return ()
-        match self._lookup:
-            case "none":
-                return ()
-            case "in place":
-                return self._in_place(client, shard)
-            case "pool":
-                return self._pool(client, shard)
-            case "fetch":
-                return self._fetch(client, shard)
+        kinds = {"in place": self._in_place, "pool": self._pool, "fetch": self._fetch}
+        return kinds[self._lookup](client, shard)
 
     def _in_place(self, client: ClientCosts, shard: ShardCosts) -> tuple[Part, ...]:
         s = self._sizes

@@ -30,7 +30,8 @@ from workers.transformer import Transformer
 DENSE_TOKENS_MAX = 8192
 _FETCHED_BYTES_MAX = 256 << 20
 _SCORES_MAX = 1 << 24  # tokens x sub-keys of a measured selection
-_DENSE_BUDGET_S, _BUDGET_S = 4.0, 1.0
+_DENSE_BUDGET_S, _DENSE_REPEATS = 4.0, 3
+_BUDGET_S = 1.0
 
 
 def calibrate(job: JobSpec, vocabulary_size: int) -> Calibration:
@@ -60,17 +61,22 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
     for memory in memories:
         memory.ablation = "zero"
     micro_batch = train.batch_tokens // (train.trainers * train.gradient_accumulation)
-    sequences = max(1, min(micro_batch, DENSE_TOKENS_MAX) // length)
-    text = torch.randint(vocabulary_size, (sequences, length + 1), device=device)
+    most = max(1, min(micro_batch, DENSE_TOKENS_MAX) // length)
+    text = torch.randint(vocabulary_size, (most, length + 1), device=device)
     clock = Stopwatch()
 
-    def forward_backward() -> None:
+    def forward_backward(sequences: int) -> None:
         with _precision(job, device):
-            loss = model.loss(text[:, :-1], text[:, 1:])
+            loss = model.loss(text[:sequences, :-1], text[:sequences, 1:])
         loss.backward()  # type: ignore[no-untyped-call]
         _settle(device)
 
-    repeat(lambda: clock.time("forward and backward", forward_backward), _DENSE_BUDGET_S)
+    one = partial(forward_backward, 1)
+    repeat(partial(clock.time, "one sequence", one), 0)
+    sequences = int(_DENSE_BUDGET_S / _DENSE_REPEATS / clock.seconds("one sequence"))
+    sequences = max(1, min(sequences, most))
+    several = partial(forward_backward, sequences)
+    repeat(partial(clock.time, "forward and backward", several), _DENSE_BUDGET_S)
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
