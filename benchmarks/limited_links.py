@@ -55,7 +55,15 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
                 continue
             # A full bucket passes at once whatever the rate: it must be small beside a message.
             burst = max(64 << 10, int(bytes_per_second / 1000))
-            bucket = ["tbf", "rate", f"{8 * bytes_per_second:.0f}bit", "burst", f"{burst}b", "latency", _LATENCY]
+            bucket = [
+                "tbf",
+                "rate",
+                f"{8 * bytes_per_second:.0f}bit",
+                "burst",
+                f"{burst}b",
+                "latency",
+                _LATENCY,
+            ]
             _run("tc", *inside, "qdisc", "replace", "dev", interface, "root", *bucket)
 
     def _build(self) -> None:
