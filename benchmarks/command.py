@@ -30,6 +30,7 @@ class Name(StrEnum):
     TRANSPORT = "transport"
     STEP = "step"
     SCALING = "scaling"
+    PLAN = "plan"
     ALL = "all"
     REPORT = "report"
 

@@ -113,10 +113,35 @@ def _scaling(run: BenchmarkRun, left: Axes, right: Axes) -> None:
     _finish(right, "lookups in one shard", "rows of the table (K)", "million rows/s", log_y=False)
 
 
+def _plan(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    measured, predicted = run.find("step measured"), run.find("step predicted")
+    for way in _cases(run, "step measured", "way"):
+        cases = [index for index, found in enumerate(measured) if found.case["way"] == way]
+        left.scatter(
+            [measured[index].median for index in cases],
+            [predicted[index].median for index in cases],
+            s=14,
+            label=way,
+        )
+    longest = max(found.median for found in measured)
+    left.plot([0, longest], [0, longest], color="grey", linewidth=0.8)
+    left.set(title="a step", xlabel="measured (ms)", ylabel="predicted (ms)")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=7)
+    errors = run.find("error")
+    names = ["{model}, {shards} shards, {way}".format(**found.case) for found in errors]
+    right.barh(names, [found.median for found in errors], color="#4c78a8")
+    right.tick_params(axis="y", labelsize=6)
+    right.invert_yaxis()
+    right.set(title="error of the prediction", xlabel="|predicted / measured - 1|")
+    right.grid(alpha=0.3, axis="x")
+
+
 _PICTURES: dict[str, Callable[[BenchmarkRun, Axes, Axes], None]] = {
     "kernels": _kernels,
     "selection": _selection,
     "transport": _transport,
     "step": _step,
     "scaling": _scaling,
+    "plan": _plan,
 }

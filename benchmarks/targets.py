@@ -59,4 +59,7 @@ TARGETS = (
     Target(
         "scaling", "resident_over_ideal_bytes", 1.05, "memory over values and optimizer state", at_least=False
     ),
+    Target(
+        "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
+    ),
 )

@@ -1,0 +1,109 @@
+"""One shard in a process of its own, without Ray: for calibration, and for test beds that place processes themselves.
+
+    python -m workers.shard_process SETTINGS        (a JSON object, see `ShardSettings`)
+
+It prints its port on standard output, and serves until its standard input ends: so it never outlives its owner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from memory_store.bucket_files import spec_from_json
+from memory_store.carriers.grpc_server import ShardServer
+from memory_store.errors import StoreError
+from memory_store.placement import Placement
+from memory_store.shard import ShardCore
+from memory_store.shard_host import ShardHost
+from memory_store.table_spec import TableSpec
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads."""
+
+    tables: Sequence[TableSpec]
+    shards: int
+    shard: int
+    host: str = "127.0.0.1"
+    threads: int = 1
+    token: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> ShardSettings:
+        settings: dict[str, Any] = json.loads(text)
+        return ShardSettings(**{**settings, "tables": [spec_from_json(spec) for spec in settings["tables"]]})
+
+
+class ShardProcess(AbstractContextManager["ShardProcess"]):
+    """A running shard; `launcher` is what its command begins with, such as `ip netns exec NAME`."""
+
+    def __init__(self, settings: ShardSettings, launcher: Sequence[str] = ()) -> None:
+        threads = str(settings.threads)
+        environment = {"NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen(
+            [*launcher, sys.executable, "-m", "workers.shard_process", settings.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._host = settings.host
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def address(self) -> str:
+        """host:port, once the shard is ready. Raises StoreError if it ended instead."""
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        if not port:
+            raise StoreError(
+                f"The shard's process ended with status {self._process.wait()} before it was ready."
+            )
+        return f"{self._host}:{int(port)}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+
+def serve(settings: ShardSettings) -> None:
+    """Serve until standard input ends."""
+    core = ShardCore(
+        settings.tables,
+        Placement.even(settings.shards),
+        settings.shard,
+        incarnation=secrets.token_hex(8),
+        shared=True,
+    )
+    server = ShardServer(ShardHost(core), f"{settings.host}:0", settings.token)
+    print(server.port, flush=True)
+    sys.stdin.read()
+    server.stop(0.1)
+
+
+if __name__ == "__main__":
+    serve(ShardSettings.from_json(sys.argv[1]))
