@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.errors import PkmError, StoreError, error_named
+from memory_store.reused_memory import empty
 from protos import store_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -188,7 +189,7 @@ def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tupl
         raise StoreError("The first frame of a call is not a header.") from None
     size = payload_bytes(header, limit)
     try:
-        payload = np.empty(size, dtype=np.uint8)
+        payload = empty((size,), np.uint8)
     except MemoryError:
         raise StoreError(f"No memory is left for a message of {size} bytes.") from None
     position = 0

@@ -9,6 +9,7 @@ import grpc
 from memory_store import messages as m
 from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
 from memory_store.errors import StoreError
+from memory_store.reused_memory import keep_freed_memory
 from memory_store.wire import frames, raised, read_frames
 
 CALLS_AT_ONCE = 8
@@ -19,6 +20,7 @@ class GrpcCarrier:
     """One shard at `address` (host:port), reached with the job's `token`."""
 
     def __init__(self, address: str, token: str) -> None:
+        keep_freed_memory()
         self.address = address
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
