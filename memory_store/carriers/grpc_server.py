@@ -17,7 +17,7 @@ from memory_store import messages as m
 from memory_store.errors import PkmError, StoreError
 from memory_store.reused_memory import keep_freed_memory
 from memory_store.shard_host import ShardHost
-from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, failure, frames, read_frames
+from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, Terms, failure, frames, read_frames
 
 METHOD = "/pkm.store.v1.ShardService/Call"
 TOKEN_KEY = "pkm-token"
@@ -77,10 +77,11 @@ class ShardServer(grpc.GenericRpcHandler):
         if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "The job's token is missing or wrong.")
         try:
-            request, timeout_ms = read_frames(requests, self._payload_bytes_max)
+            request, terms = read_frames(requests, self._payload_bytes_max)
             if not isinstance(request, m.Request):
                 raise StoreError(f"A {type(request).__name__} is no request.")
-            yield from frames(self._host.call(request, timeout_ms / 1000))
+            reply = self._host.call(request, terms.timeout_ms / 1000)
+            yield from frames(reply, Terms(wire=terms.wire))
         except PkmError as error:
             yield from frames(failure(error))
         except Exception:
