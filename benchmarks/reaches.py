@@ -35,8 +35,8 @@ class Reach(NamedTuple):
 @contextmanager
 def reaches(spec: TableSpec, rows_max: int) -> Iterator[dict[str, Reach]]:
     """All ways by name, with the shard and the peer running while the block does; Ray must run."""
+    peer = start_peer_table(spec, rows_max)  # comes up while the shard does
     shards = start_shards("benchmark-transport", [spec], 1)
-    peer = start_peer_table(spec, rows_max)
     connection = PeerConnection(ray.get(peer.listen.remote()), rows_max, spec.dim)
     carrier = _connected(shards.group)
     narrow = _connected(shards.group, wire="bfloat16")

@@ -96,5 +96,5 @@ def keep_freed_memory() -> None:
     except AttributeError:
         return
     mallopt(_MMAP_THRESHOLD, 32 << 20)
-    mallopt(_TRIM_THRESHOLD, 128 << 20)
+    mallopt(_TRIM_THRESHOLD, 512 << 20)
     mallopt(_TOP_PAD, 16 << 20)
