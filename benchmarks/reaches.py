@@ -20,6 +20,7 @@ from memory_store.kernels import gather_rows, pool_rows
 from memory_store.mapped_shards import map_shards
 from memory_store.placement import Placement
 from memory_store.table_spec import TableSpec
+from memory_store.wire_types import WireType
 
 TIMEOUT_S = 60.0
 
@@ -34,12 +35,14 @@ class Reach(NamedTuple):
 @contextmanager
 def reaches(spec: TableSpec, rows_max: int) -> Iterator[dict[str, Reach]]:
     """All ways by name, with the shard and the peer running while the block does; Ray must run."""
+    peer = start_peer_table(spec, rows_max)  # comes up while the shard does
     shards = start_shards("benchmark-transport", [spec], 1)
-    peer = start_peer_table(spec, rows_max)
     connection = PeerConnection(ray.get(peer.listen.remote()), rows_max, spec.dim)
     carrier = _connected(shards.group)
+    narrow = _connected(shards.group, wire="bfloat16")
     try:
         found = {"grpc": _by_message(carrier, spec), "ray actor": _by_ray(peer)}
+        found["grpc bfloat16"] = _by_message(narrow, spec)
         found["tcp"] = Reach(connection.gather, connection.pool)
         in_place = _in_place(carrier, spec, rows_max)
         if in_place is not None:
@@ -48,13 +51,14 @@ def reaches(spec: TableSpec, rows_max: int) -> Iterator[dict[str, Reach]]:
     finally:
         connection.close()
         carrier.close()
+        narrow.close()
         ray.kill(peer)
         shards.stop()
 
 
-def _connected(group: ShardGroup) -> GrpcCarrier:
+def _connected(group: ShardGroup, wire: WireType = "float32") -> GrpcCarrier:
     (binding,) = group.bindings()
-    return GrpcCarrier(binding.address, group.token)
+    return GrpcCarrier(binding.address, group.token, wire)
 
 
 def _by_message(carrier: GrpcCarrier, spec: TableSpec) -> Reach:

@@ -41,6 +41,26 @@ TARGETS = (
     Target("transport", "grpc_vs_tcp_10mb", 0.5, "speed of gRPC over plain TCP, 10 MB and more"),
     Target(
         "transport",
+        "grpc_bfloat16_vs_ray_actor_10mb",
+        1.8,
+        "speed of gRPC with bfloat16 on the wire over a Ray actor call, 10 MB and more",
+    ),
+    Target(
+        "transport",
+        "bfloat16_bytes_over_float32_bytes",
+        0.52,
+        "bytes of fetched lookups with bfloat16 over float32 on the wire",
+        at_least=False,
+    ),
+    Target(
+        "transport",
+        "bfloat16_bytes_over_float32_bytes_pool",
+        0.6,
+        "bytes of pooled lookups with bfloat16 over float32 on the wire (entries stay as they are)",
+        at_least=False,
+    ),
+    Target(
+        "transport",
         "pool_bytes_over_fetch_bytes",
         1 / 8,
         "bytes of pooled over fetched lookups",

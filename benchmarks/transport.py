@@ -1,8 +1,8 @@
 """The `transport` benchmark: rows on their way from a shard process to one trainer process on the same host.
 
-Gathers and pooled lookups of few to many rows, by shared memory, gRPC, a Ray actor call, and plain TCP into a
-reused buffer, all with the same kernel at the far end and the same rows at the near one. And the bytes that
-pooling saves over fetching distinct rows, counted on the frames.
+Gathers and pooled lookups of few to many rows, by shared memory, gRPC (float32, and bfloat16 on the wire), a Ray
+actor call, and plain TCP into a reused buffer, all with the same kernel at the far end and the same rows at the near
+one. And the bytes that pooling saves over fetching distinct rows, and bfloat16 over float32, counted on the frames.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.bags import Bags
 from benchmarks.embedded_ray import embedded_ray
 from benchmarks.measuring import Samples, paired_seconds
+from benchmarks.peer_table import Floats
 from benchmarks.reaches import Reach, reaches
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
@@ -57,12 +58,26 @@ def run(size: TransportSize, *, quick: bool) -> BenchmarkRun:
 
     store = CountedStore(spec, size.shards)
     bags = Bags.drawn(size.table_rows, size.dim, size.tokens, size.entries_per_token)
-    counted = {kind: store.bytes_of(kind, bags) for kind in ("pool", "fetch")}
-    for kind, count in counted.items():
+    counted = {
+        (kind, wire): store.bytes_of(kind, bags, wire)
+        for kind in ("pool", "fetch")
+        for wire in ("float32", "bfloat16")
+    }
+    for (kind, wire), count in counted.items():
         recorder.add(
-            "wire bytes of forward and backward", "MB", [count / 1e6], lookup=kind, shards=size.shards
+            "wire bytes of forward and backward",
+            "MB",
+            [count / 1e6],
+            lookup=kind,
+            wire=wire,
+            shards=size.shards,
         )
-    recorder.ratio("pool_bytes_over_fetch_bytes", counted["pool"] / counted["fetch"])
+    recorder.ratio("pool_bytes_over_fetch_bytes", counted["pool", "float32"] / counted["fetch", "float32"])
+    for ratio, kind in (
+        ("bfloat16_bytes_over_float32_bytes", "fetch"),
+        ("bfloat16_bytes_over_float32_bytes_pool", "pool"),
+    ):
+        recorder.ratio(ratio, counted[kind, "bfloat16"] / counted[kind, "float32"])
     return recorder.finish()
 
 
@@ -73,8 +88,8 @@ def _measure_gather(
     random = np.random.default_rng(rows)
     addresses = np.sort(random.choice(spec.rows, min(rows, spec.rows), replace=False)).astype(np.uint32)
     expected = ways["tcp"].gather(addresses).copy()
-    for way in ways.values():
-        np.testing.assert_array_equal(way.gather(addresses), expected)
+    for name, way in ways.items():
+        _check(name, way.gather(addresses), expected)
     seconds = paired_seconds({name: partial(way.gather, addresses) for name, way in ways.items()}, repeats)
     for name, samples in seconds.items():
         recorder.add("gather", "ms", samples * 1e3, way=name, rows=rows)
@@ -89,11 +104,17 @@ def _measure_pool(
     addresses, weights = bags.rows.reshape(-1).astype(np.uint32), bags.weights.reshape(-1)
     offsets = np.arange(0, rows + 1, ROWS_PER_TOKEN, dtype=np.int32)
     expected = ways["tcp"].pool(offsets, addresses, weights).copy()
-    for way in ways.values():
-        np.testing.assert_array_equal(way.pool(offsets, addresses, weights), expected)
+    for name, way in ways.items():
+        _check(name, way.pool(offsets, addresses, weights), expected)
     actions = {name: partial(way.pool, offsets, addresses, weights) for name, way in ways.items()}
     for name, samples in paired_seconds(actions, repeats).items():
         recorder.add("pooled lookup", "ms", samples * 1e3, way=name, rows=rows)
+
+
+def _check(way: str, found: Floats, expected: Floats) -> None:
+    """All ways bring the same bits, but those of bfloat16, which may be off by 2**-8 of each element."""
+    off = 2.0**-8 if "bfloat16" in way else 0.0
+    np.testing.assert_allclose(found, expected, rtol=off, atol=0)
 
 
 def _set_ratios(recorder: Recorder, gathers: dict[int, dict[str, Samples]], size: TransportSize) -> None:
@@ -105,9 +126,13 @@ def _set_ratios(recorder: Recorder, gathers: dict[int, dict[str, Samples]], size
             recorder.ratio(ratio, recorder.add("ray actor / shared memory", "ratio", speed, rows=rows))
         else:
             recorder.missing(ratio, _NO_SHARED_MEMORY if seconds else f"{rows} rows were not gathered")
-    for ratio, peer in (("grpc_vs_ray_actor_10mb", "ray actor"), ("grpc_vs_tcp_10mb", "tcp")):
+    for ratio, way, peer in (
+        ("grpc_vs_ray_actor_10mb", "grpc", "ray actor"),
+        ("grpc_vs_tcp_10mb", "grpc", "tcp"),
+        ("grpc_bfloat16_vs_ray_actor_10mb", "grpc bfloat16", "ray actor"),
+    ):
         speeds = [
-            recorder.add(f"{peer} / grpc", "ratio", seconds[peer] / seconds["grpc"], rows=rows)
+            recorder.add(f"{peer} / {way}", "ratio", seconds[peer] / seconds[way], rows=rows)
             for rows, seconds in gathers.items()
             if 4 * size.dim * rows >= LARGE_BYTES
         ]

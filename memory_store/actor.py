@@ -29,6 +29,7 @@ from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.table import part_bytes
 from memory_store.table_spec import TableSpec
+from memory_store.wire_types import WireType
 
 NAMESPACE = "pkm"
 PROCESS_BYTES = 400 << 20  # interpreter, Ray, Arrow and the kernels, besides the table
@@ -88,11 +89,18 @@ class ShardGroup:
             ) from None
 
     def connect(
-        self, *, lookup: LookupKind = "auto", in_place: bool = True, timeout_s: float = TIMEOUT_S
+        self,
+        *,
+        lookup: LookupKind = "auto",
+        wire: WireType = "float32",
+        in_place: bool = True,
+        timeout_s: float = TIMEOUT_S,
     ) -> StoreClient:
         """A client of these shards, which has not joined a group yet (see `memory_store.connect`)."""
         addresses = [binding.address for binding in self.bindings()]
-        return connect(addresses, token=self.token, lookup=lookup, in_place=in_place, timeout_s=timeout_s)
+        return connect(
+            addresses, token=self.token, lookup=lookup, wire=wire, in_place=in_place, timeout_s=timeout_s
+        )
 
 
 @dataclass(frozen=True)

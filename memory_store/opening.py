@@ -12,13 +12,14 @@ from memory_store.carriers.base import Carrier
 from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.client import TIMEOUT_S, StoreClient
-from memory_store.errors import StoreError
+from memory_store.errors import PkmError, StoreError, UsageError
 from memory_store.lookups import LookupKind
 from memory_store.mapped_shards import map_shards
 from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.table_spec import TableSpec
+from memory_store.wire_types import WireType
 
 
 def in_process_hosts(specs: Sequence[TableSpec], shards: int = 1) -> list[ShardHost]:
@@ -53,28 +54,40 @@ def connect(
     *,
     token: str = "",
     lookup: LookupKind = "auto",
+    wire: WireType = "float32",
     in_place: bool = True,
     timeout_s: float = TIMEOUT_S,
 ) -> StoreClient:
     """A client of the shards at `addresses` (host:port, in shard order), which has not joined a group yet.
 
     Where all shards are on this host, rows are read in place (unless `in_place` is False, or `lookup` asks for
-    messages). To train alone, call `take_over()` on it. Raises StoreError if a shard does not answer or is not the one
-    expected.
+    messages). With `wire` "bfloat16", rows, sums of rows and their gradients travel as bfloat16, in half the bytes;
+    each element that travels is off by up to 2**-8 of itself (rows read in place don't travel). To train alone, call
+    `take_over()` on it. Raises StoreError if a shard does not answer or is not the one expected, and UsageError if
+    bfloat16 is asked for where a table is float64.
     """
     placement = Placement.even(len(addresses))
-    carriers = [GrpcCarrier(address, token) for address in addresses]
+    carriers = [GrpcCarrier(address, token, wire) for address in addresses]
     try:
         infos = _agreed(addresses, carriers, placement, timeout_s)
-    except StoreError:
+        specs = [spec_from_json(spec) for spec in json.loads(infos[0].tables)]
+        _check_wire(wire, specs)
+    except PkmError:
         for carrier in carriers:
             carrier.close()
         raise
-    specs = [spec_from_json(spec) for spec in json.loads(infos[0].tables)]
     mapped = map_shards(infos, specs, placement) if in_place else None
     client = StoreClient(carriers, specs, placement, lookup=lookup, timeout_s=timeout_s, mapped=mapped)
     client.version = infos[0].version
     return client
+
+
+def _check_wire(wire: WireType, specs: Sequence[TableSpec]) -> None:
+    exact = [spec.name for spec in specs if spec.dtype == "float64"]
+    if wire == "bfloat16" and exact:
+        raise UsageError(
+            f"Tables {', '.join(exact)} are float64, whose vectors don't travel as bfloat16: use wire float32."
+        )
 
 
 def _agreed(

@@ -16,6 +16,7 @@ from memory_store.initialization import fill_normal
 from memory_store.kernels import FloatArray, gather_rows, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, RowState, update_rows
 from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_rows, rows_of
+from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
 
 _INITIALISE_ROWS = 1 << 16
@@ -110,7 +111,7 @@ class TablePart:
 
     def fetch(self, addresses: NDArray[np.uint32]) -> FloatArray:
         """The values of rows: `[U, D]`."""
-        out = np.empty((addresses.size, self.spec.dim), dtype=self.spec.compute_dtype)
+        out = empty((addresses.size, self.spec.dim), self.spec.compute_dtype)
         gather_rows(self.values, self.first_address, addresses, out)
         return out
 
@@ -118,7 +119,7 @@ class TablePart:
         self, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], weights: FloatArray
     ) -> FloatArray:
         """The weighted sums of rows: `[T, D]`; token t has the entries offsets[t] to offsets[t + 1]."""
-        out = np.empty((offsets.size - 1, self.spec.dim), dtype=self.spec.compute_dtype)
+        out = empty((offsets.size - 1, self.spec.dim), self.spec.compute_dtype)
         pool_rows(self.values, self.first_address, offsets, addresses, weights, out)
         return out
 

@@ -5,6 +5,9 @@ by the arrays' bytes in chunks of at most 1 MiB. On the wire every part is a pro
 and unframed here by hand, because a large `bytes` field would be copied several times on its way through
 protobuf.
 
+Vectors of float32 may travel as bfloat16 (wire_types.py): arrays of two dimensions in the table's compute type.
+Everything else travels as it is, bit for bit.
+
 Decoding trusts nothing: shapes and sizes are checked against a limit before memory is taken, and what does
 not fit raises StoreError.
 """
@@ -15,7 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -23,6 +26,8 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.errors import PkmError, StoreError, error_named
+from memory_store.reused_memory import empty
+from memory_store.wire_types import WireType, narrow, widen
 from protos import store_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -35,11 +40,23 @@ _ELEMENT_TYPES: dict[np.dtype[Any], pb.ElementType] = {
     np.dtype(np.int32): pb.INT32,
     np.dtype(np.int64): pb.INT64,
     np.dtype(np.uint32): pb.UINT32,
+    np.dtype(np.uint16): pb.BFLOAT16,  # its bit patterns, here alone
 }
 _DTYPES = {element: dtype for dtype, element in _ELEMENT_TYPES.items()}
 _COMPUTE_TYPES: frozenset[np.dtype[Any]] = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_BFLOAT16 = np.dtype(np.uint16)
 _ZEROS = memoryview(bytes(64))
 _CHUNK_TAG = b"\x12"  # field 2 of Frame, length-delimited
+
+
+class Terms(NamedTuple):
+    """What a request asks of its answer: when it must be there, and how its vectors travel."""
+
+    timeout_ms: int = 0
+    wire: WireType = "float32"
+
+
+PLAIN = Terms()
 
 
 def _snake(name: str) -> str:
@@ -54,7 +71,10 @@ def _array_fields(cls: type) -> dict[str, tuple[frozenset[np.dtype[Any]], int]]:
             array, shape = get_args(hint)[0], hint.__metadata__[0]
             (element,) = get_args(get_args(array)[1])
             types = _COMPUTE_TYPES if element is Any else frozenset({np.dtype(element)})
-            found[name] = (types, len(shape.split(",")))
+            dimensions = len(shape.split(","))
+            if element is Any and dimensions == 2:
+                types |= {_BFLOAT16}
+            found[name] = (types, dimensions)
     return found
 
 
@@ -62,10 +82,11 @@ _CLASSES: dict[str, type] = {_snake(cls.__name__): cls for cls in get_args(m.Req
 _ARRAY_FIELDS = {cls: _array_fields(cls) for cls in _CLASSES.values()}
 
 
-def encode_header(message: m.Request | m.Reply, timeout_ms: int = 0) -> tuple[pb.Header, list[NDArray[Any]]]:
-    """A message's header, and its arrays, contiguous, in the header's order."""
+def encode_header(message: m.Request | m.Reply, terms: Terms = PLAIN) -> tuple[pb.Header, list[NDArray[Any]]]:
+    """A message's header, and its arrays, contiguous, in the header's order (not narrowed yet)."""
     cls = type(message)
-    header = pb.Header(timeout_ms=timeout_ms)
+    narrowing = terms.wire == "bfloat16"
+    header = pb.Header(timeout_ms=terms.timeout_ms, vectors=pb.BFLOAT16 if narrowing else None)
     body: Message = getattr(header, _snake(cls.__name__))
     body.SetInParent()
     arrays = []
@@ -74,7 +95,10 @@ def encode_header(message: m.Request | m.Reply, timeout_ms: int = 0) -> tuple[pb
         if field.name in _ARRAY_FIELDS[cls]:
             array = np.ascontiguousarray(value)
             arrays.append(array)
-            header.arrays.add(name=field.name, type=_ELEMENT_TYPES[array.dtype], shape=array.shape)
+            travels = array.dtype
+            if narrowing and travels == np.float32 and _BFLOAT16 in _ARRAY_FIELDS[cls][field.name][0]:
+                travels = _BFLOAT16
+            header.arrays.add(name=field.name, type=_ELEMENT_TYPES[travels], shape=array.shape)
         elif is_dataclass(value):
             getattr(body, field.name).CopyFrom(pb.Sender(**vars(value)))
         else:
@@ -106,7 +130,7 @@ def payload_bytes(header: pb.Header, limit: int = PAYLOAD_BYTES_MAX) -> int:
 
 
 def decode(header: pb.Header, payload: NDArray[np.uint8]) -> m.Request | m.Reply:
-    """The message of a header and its payload (uint8 `[bytes]`); arrays are views of the payload."""
+    """The message of a header and its payload (uint8 `[bytes]`); arrays are views of the payload, or widened."""
     kind = header.WhichOneof("body")
     if kind is None:
         raise StoreError("A message without a known body came; client and shard are of different versions.")
@@ -123,7 +147,8 @@ def decode(header: pb.Header, payload: NDArray[np.uint8]) -> m.Request | m.Reply
             )
         position = _aligned(position)
         end = position + dtype.itemsize * math.prod(shape)
-        arrays[array.name] = payload[position:end].view(dtype).reshape(shape)
+        found = payload[position:end].view(dtype).reshape(shape)
+        arrays[array.name] = widen(found) if dtype == _BFLOAT16 else found
         position = end
     if len(arrays) != len(wanted) or len(arrays) != len(header.arrays):
         raise StoreError(
@@ -143,16 +168,16 @@ def decode(header: pb.Header, payload: NDArray[np.uint8]) -> m.Request | m.Reply
 # ---- frames ------------------------------------------------------------------------------------------------
 
 
-def frames(message: m.Request | m.Reply, timeout_ms: int = 0) -> Iterator[bytes]:
+def frames(message: m.Request | m.Reply, terms: Terms = PLAIN) -> Iterator[bytes]:
     """A message as serialised Frames: the header, then its arrays in chunks."""
-    header, arrays = encode_header(message, timeout_ms)
+    header, arrays = encode_header(message, terms)
     yield pb.Frame(header=header).SerializeToString()
     pieces: list[memoryview] = []
     gathered = position = 0
-    for array in arrays:
+    for array, announced in zip(arrays, header.arrays, strict=True):
         padding = _aligned(position) - position
-        position += padding + array.nbytes
-        for data in (_ZEROS[:padding], array.reshape(-1).view(np.uint8).data):
+        position += padding + _DTYPES[announced.type].itemsize * array.size
+        for data in (_ZEROS[:padding], *_travelling(array, announced.type)):
             while len(data):
                 piece = data[: CHUNK_BYTES - gathered]
                 pieces.append(piece)
@@ -164,6 +189,17 @@ def frames(message: m.Request | m.Reply, timeout_ms: int = 0) -> Iterator[bytes]
         yield _framed(pieces, gathered)
 
 
+def _travelling(array: NDArray[Any], element: pb.ElementType) -> Iterator[memoryview]:
+    """The bytes of a contiguous array as `element`; narrowed a chunk at a time, which stays in the cache."""
+    flat = array.reshape(-1)
+    if element != pb.BFLOAT16:
+        yield flat.view(np.uint8).data
+        return
+    step = CHUNK_BYTES // _BFLOAT16.itemsize
+    for begin in range(0, flat.size, step):
+        yield narrow(flat[begin : begin + step]).view(np.uint8).data
+
+
 def _framed(pieces: list[memoryview], size: int) -> bytes:
     return b"".join([_CHUNK_TAG, _varint(size), *pieces])
 
@@ -173,8 +209,8 @@ def _aligned(position: int) -> int:
     return -(-position // 64) * 64
 
 
-def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tuple[m.Request | m.Reply, int]:
-    """The message that serialised Frames make, and its timeout in ms.
+def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tuple[m.Request | m.Reply, Terms]:
+    """The message that serialised Frames make, and its terms.
 
     Raises StoreError if they don't make one.
     """
@@ -188,7 +224,7 @@ def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tupl
         raise StoreError("The first frame of a call is not a header.") from None
     size = payload_bytes(header, limit)
     try:
-        payload = np.empty(size, dtype=np.uint8)
+        payload = empty((size,), np.uint8)
     except MemoryError:
         raise StoreError(f"No memory is left for a message of {size} bytes.") from None
     position = 0
@@ -200,7 +236,11 @@ def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tupl
         position += len(piece)
     if position != size:
         raise StoreError(f"A call ended after {position} of the {size} bytes that were announced.")
-    return decode(header, payload), header.timeout_ms
+    wire: WireType = "bfloat16" if header.vectors == pb.BFLOAT16 else "float32"
+    try:
+        return decode(header, payload), Terms(header.timeout_ms, wire)
+    except MemoryError:
+        raise StoreError(f"No memory is left to widen a message of {size} bytes.") from None
 
 
 def _varint(number: int) -> bytes:

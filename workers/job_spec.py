@@ -209,6 +209,9 @@ class StoreSpec(_Spec):
     """
     lookup: Literal["auto", "fetch", "pool"] = "auto"
     """fetch: distinct rows travel; pool: shards return partial sums; auto: the cheaper one, call by call."""
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """Type in which rows, sums of rows and their gradients travel. bfloat16: half the bytes, each element off by
+    up to 2**-8 (0.4 %) of itself. Rows that are read in place don't travel and stay exact."""
     shard_memory_gib: float = Field(default=4.0, gt=0)
     """Memory that each shard may take; a table that doesn't fit is refused before anything starts."""
 

@@ -212,7 +212,9 @@ def _train_worker(config: dict[str, object]) -> None:
     try:
         store = None
         if isinstance(group, ShardGroup):
-            store = group.connect(lookup=job.store.lookup, in_place=job.store.carrier == "auto")
+            store = group.connect(
+                lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
+            )
         outcome = _run_trainer(job, run, ranks, store)
     except Exception as error:
         if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):

@@ -9,17 +9,21 @@ import grpc
 from memory_store import messages as m
 from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
 from memory_store.errors import StoreError
-from memory_store.wire import frames, raised, read_frames
+from memory_store.reused_memory import keep_freed_memory
+from memory_store.wire import Terms, frames, raised, read_frames
+from memory_store.wire_types import WireType
 
 CALLS_AT_ONCE = 8
 _ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited for
 
 
 class GrpcCarrier:
-    """One shard at `address` (host:port), reached with the job's `token`."""
+    """One shard at `address` (host:port), reached with the job's `token`; vectors travel as `wire` says."""
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, wire: WireType = "float32") -> None:
+        keep_freed_memory()
         self.address = address
+        self._wire: WireType = wire
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
         self._metadata = ((TOKEN_KEY, token),)
@@ -31,7 +35,7 @@ class GrpcCarrier:
     def _call(self, request: m.Request, timeout_s: float) -> m.Reply:
         try:
             call = self._method(
-                frames(request, int(timeout_s * 1000)),
+                frames(request, Terms(int(timeout_s * 1000), self._wire)),
                 timeout=timeout_s + _ANSWER_MARGIN_S,
                 metadata=self._metadata,
             )

@@ -15,8 +15,9 @@ import grpc
 
 from memory_store import messages as m
 from memory_store.errors import PkmError, StoreError
+from memory_store.reused_memory import keep_freed_memory
 from memory_store.shard_host import ShardHost
-from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, failure, frames, read_frames
+from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, Terms, failure, frames, read_frames
 
 METHOD = "/pkm.store.v1.ShardService/Call"
 TOKEN_KEY = "pkm-token"
@@ -25,10 +26,14 @@ CALLS_MAX = 64
 _log = logging.getLogger(__name__)
 
 # so_reuseport: with the default, a second server could share a live shard's port without an error.
+# Frames and receive buffers hold a chunk: with the defaults (16 KiB, and a window that grows only slowly) a
+# chunk wakes its reader many times.
 CHANNEL_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", CHUNK_BYTES + 65536),
     ("grpc.max_metadata_size", 16384),
+    ("grpc.http2.max_frame_size", CHUNK_BYTES),
+    ("grpc.tcp_receive_buffer_size", 4 * CHUNK_BYTES),
 ]
 
 
@@ -41,6 +46,7 @@ class ShardServer(grpc.GenericRpcHandler):
     def __init__(
         self, host: ShardHost, address: str, token: str, payload_bytes_max: int = PAYLOAD_BYTES_MAX
     ) -> None:
+        keep_freed_memory()
         self._host = host
         self._token = token.encode()
         self._payload_bytes_max = payload_bytes_max
@@ -71,10 +77,11 @@ class ShardServer(grpc.GenericRpcHandler):
         if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "The job's token is missing or wrong.")
         try:
-            request, timeout_ms = read_frames(requests, self._payload_bytes_max)
+            request, terms = read_frames(requests, self._payload_bytes_max)
             if not isinstance(request, m.Request):
                 raise StoreError(f"A {type(request).__name__} is no request.")
-            yield from frames(self._host.call(request, timeout_ms / 1000))
+            reply = self._host.call(request, terms.timeout_ms / 1000)
+            yield from frames(reply, Terms(wire=terms.wire))
         except PkmError as error:
             yield from frames(failure(error))
         except Exception:

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from memory_store import errors
 from memory_store import messages as m
 from memory_store.errors import CutError, FencedError, PkmError, StoreError
-from memory_store.wire import CHUNK_BYTES, encode_header, failure, frames, payload_bytes, raised, read_frames
+from memory_store.wire import (
+    CHUNK_BYTES,
+    Terms,
+    encode_header,
+    failure,
+    frames,
+    payload_bytes,
+    raised,
+    read_frames,
+)
 from protos import store_pb2 as pb
 
 CLASSES = get_args(m.Request) + get_args(m.Reply)
@@ -84,9 +93,9 @@ def same(one: Any, other: Any) -> bool:
 @settings(max_examples=20)
 def test_every_message_comes_back_as_it_was(cls: type, data: st.DataObject, timeout_ms: int):
     message = data.draw(message_of(cls))
-    back, timeout = read_frames(frames(message, timeout_ms))
+    back, terms = read_frames(frames(message, Terms(timeout_ms)))
     assert same(message, back)
-    assert timeout == timeout_ms
+    assert terms == Terms(timeout_ms, "float32")
 
 
 def test_every_message_of_the_protocol_is_a_message_here():
@@ -125,7 +134,7 @@ def test_arrays_that_are_not_contiguous_are_sent_as_they_look():
 
 @given(any_message)
 def test_frames_written_by_hand_are_those_of_protobuf(message: Any):
-    header, *chunks = frames(message, 17)
+    header, *chunks = frames(message, Terms(17))
     parsed = pb.Frame.FromString(header)
     assert parsed.header.timeout_ms == 17
     assert parsed.SerializeToString() == header
@@ -227,7 +236,7 @@ def test_headers_that_announce_nonsense_are_refused():
             shape = chance.choices(
                 lengths, weights=[4, 4, 4, 4, 4, 1, 1, 1, 1], k=chance.choice([0, 1, 1, 2, 2, 6])
             )
-            header.arrays.add(name=name, type=chance.randrange(7), shape=shape)  # type: ignore[arg-type]
+            header.arrays.add(name=name, type=chance.randrange(8), shape=shape)  # type: ignore[arg-type]
         stream = [pb.Frame(header=header).SerializeToString()]
         with suppress(StoreError):
             stream.append(pb.Frame(chunk=bytes(payload_bytes(header, 1 << 16))).SerializeToString())

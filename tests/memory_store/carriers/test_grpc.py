@@ -15,7 +15,7 @@ from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.carriers.grpc_server import METHOD, TOKEN_KEY, ShardServer
 from memory_store.errors import FencedError, StoreError
 from memory_store.opening import in_process_hosts
-from memory_store.wire import CHUNK_BYTES, frames, read_frames
+from memory_store.wire import CHUNK_BYTES, Terms, frames, read_frames
 from protos import store_pb2 as pb
 
 SPEC = TableSpec("memory", rows=40_960, dim=64)
@@ -152,7 +152,7 @@ def test_a_refusal_arrives_with_its_class_and_words(carrier: GrpcCarrier):
 
 @pytest.mark.parametrize("reply", [m.Done(False), m.Failure("StoreError", "x"), m.Rows(np.ones((1, 1)))])
 def test_a_reply_is_no_request(server: ShardServer, reply: m.Reply):
-    answer, _ = read_frames(raw_call(server, list(frames(reply, 60_000))))
+    answer, _ = read_frames(raw_call(server, list(frames(reply, Terms(60_000)))))
     assert isinstance(answer, m.Failure)
     assert "is no request" in answer.message
 

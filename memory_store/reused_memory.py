@@ -1,0 +1,100 @@
+"""Large arrays out of memory that is used again, because fresh memory costs a page fault for each of its pages.
+
+A message of 100 MB in fresh memory spends a third of its time in the kernel, which hands out zeroed pages and
+takes them back. So the memory of a large array is kept here when its last user lets go of it, and given to
+the next array of about that size; and the C library is told to keep the memory of the messages that gRPC
+cuts it into.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+KEPT_BYTES_MAX = 512 << 20
+SMALL_BYTES = 1 << 20  # the C library reuses smaller blocks well enough
+_CLASSES_PER_OCTAVE = 4  # sizes of blocks: at most a quarter of a block is idle
+
+# mallopt's names of what is set below, see mallopt(3).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+
+
+class _Lease:
+    """Who looks at a block: the arrays made of it keep this alive, and its end gives the block back."""
+
+    def __init__(self, block: NDArray[np.uint8]) -> None:
+        self.__array_interface__ = block.__array_interface__
+
+
+class ReusedMemory:
+    """Blocks nobody uses at the moment, `kept_bytes_max` bytes of them at most. Usable from many threads."""
+
+    def __init__(self, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
+        self._kept_bytes_max = kept_bytes_max
+        self._free: list[NDArray[np.uint8]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array `shape` of `dtype` with any content, nobody else's until its last view is gone.
+
+        Raises MemoryError as `numpy.empty` does.
+        """
+        kind = np.dtype(dtype)
+        size = kind.itemsize * math.prod(shape)
+        if size < SMALL_BYTES:
+            return np.empty(shape, kind)
+        block = self._taken(_block_bytes(size))
+        lease = _Lease(block)
+        weakref.finalize(lease, self._give_back, block).atexit = False
+        return np.asarray(lease)[:size].view(kind).reshape(shape)
+
+    # Neither takes a lock: a lease may end wherever Python collects garbage, in a thread that is in here too.
+
+    def _taken(self, size: int) -> NDArray[np.uint8]:
+        others = []
+        try:
+            while True:
+                block = self._free.pop()
+                if block.size == size:
+                    return block
+                others.append(block)
+        except IndexError:
+            return np.empty(size, dtype=np.uint8)
+        finally:
+            self._free[:0] = others[::-1]
+
+    def _give_back(self, block: NDArray[np.uint8]) -> None:
+        self._free.append(block)
+        while sum(kept.size for kept in tuple(self._free)) > self._kept_bytes_max:
+            try:
+                self._free.pop(0)  # the one that was not wanted for longest
+            except IndexError:
+                return
+
+
+def _block_bytes(size: int) -> int:
+    """The size of the block for `size` bytes: a power of two, or one of the steps between two of them."""
+    step = max(1, (1 << (size - 1).bit_length() - 1) // _CLASSES_PER_OCTAVE)
+    return -(-size // step) * step
+
+
+_MEMORY = ReusedMemory()
+empty = _MEMORY.empty
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed messages (blocks of up to 32 MiB) for the next ones.
+
+    It does so for the whole process, and for good. Does nothing where the C library knows no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_TRIM_THRESHOLD, 512 << 20)
+    mallopt(_TOP_PAD, 16 << 20)
