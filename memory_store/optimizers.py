@@ -43,6 +43,10 @@ _KINDS = {
 }
 
 
+# Into how many parts threads divide the rows of an update; each part sums gradients in a buffer of its own.
+PARTS = 64
+
+
 @dataclass(frozen=True)
 class Contributions:
     """Gradient contributions to rows, grouped by row.
@@ -84,23 +88,24 @@ def _reorder(
 
 @compiled(inline=True)
 def _sum_gradient(
-    gradient: FloatArray,
-    begin: int,
-    end: int,
+    sums: FloatArray,
+    row: int,
+    begin: int | np.int64,
+    end: int | np.int64,
     vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
 ) -> None:
-    dim = gradient.size
+    dim = sums.shape[1]
     for column in range(dim):
-        gradient[column] = 0
+        sums[row, column] = 0
     index = begin
     while index + 4 <= end:
         v0, v1 = vector_numbers[index], vector_numbers[index + 1]
         v2, v3 = vector_numbers[index + 2], vector_numbers[index + 3]
         w0, w1, w2, w3 = weights[index], weights[index + 1], weights[index + 2], weights[index + 3]
         for column in range(dim):
-            gradient[column] += (
+            sums[row, column] += (
                 w0 * vectors[v0, column]
                 + w1 * vectors[v1, column]
                 + w2 * vectors[v2, column]
@@ -110,15 +115,15 @@ def _sum_gradient(
     while index < end:
         vector, weight = vector_numbers[index], weights[index]
         for column in range(dim):
-            gradient[column] += weight * vectors[vector, column]
+            sums[row, column] += weight * vectors[vector, column]
         index += 1
 
 
 @compiled(reorder_sums=True)
-def _sum_of_squares(gradient: FloatArray) -> float:
-    total = gradient.dtype.type(0)
-    for column in range(gradient.size):
-        total += gradient[column] * gradient[column]
+def _sum_of_squares(gradients: FloatArray, row: int | np.int64) -> float:
+    total = gradients.dtype.type(0)
+    for column in range(gradients.shape[1]):
+        total += gradients[row, column] * gradients[row, column]
     return total  # type: ignore[no-any-return]
 
 
@@ -131,7 +136,7 @@ def _sum_rows(
     out: FloatArray,
 ) -> None:
     for group in prange(starts.size - 1):
-        _sum_gradient(out[group], starts[group], starts[group + 1], vector_numbers, weights, vectors)
+        _sum_gradient(out, group, starts[group], starts[group + 1], vector_numbers, weights, vectors)
 
 
 @compiled(parallel=True)
@@ -142,14 +147,73 @@ def _squared_norms(
     vectors: FloatArray,
     out: NDArray[np.float64],
 ) -> None:
-    dim = vectors.shape[1]
-    for group in prange(starts.size - 1):
-        gradient = np.empty(dim, dtype=vectors.dtype)
-        _sum_gradient(gradient, starts[group], starts[group + 1], vector_numbers, weights, vectors)
-        total = 0.0
+    dim, groups = vectors.shape[1], starts.size - 1
+    for part in prange(PARTS):
+        gradient = np.empty((1, dim), dtype=vectors.dtype)
+        for group in range(groups * part // PARTS, groups * (part + 1) // PARTS):
+            _sum_gradient(gradient, 0, starts[group], starts[group + 1], vector_numbers, weights, vectors)
+            total = 0.0
+            for column in range(dim):
+                total += np.float64(gradient[0, column]) * np.float64(gradient[0, column])
+            out[group] = total
+
+
+@compiled(inline=True)
+def _update_row(
+    kind: int,
+    values: NDArray[Any],
+    first_state: FloatArray,
+    second_state: FloatArray,
+    row: int | np.int64,
+    gradients: FloatArray,
+    which: int | np.int64,
+    scale: float,
+    constants: FloatArray,
+    key: np.uint32,
+) -> None:
+    """One step of row `row` with the gradient scale * gradients[which]."""
+    # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
+    rate, one_minus_beta1, one_minus_beta2 = constants[0], constants[2], constants[3]
+    eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
+    dim = values.shape[1]
+    mean_square = constants.dtype.type(0)
+    if kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM):
+        mean_square = scale * scale * inverse_dim * _sum_of_squares(gradients, which)
+    if kind == SGD:
         for column in range(dim):
-            total += np.float64(gradient[column]) * np.float64(gradient[column])
-        out[group] = total
+            step = rate * (scale * gradients[which, column])
+            store(values, row, column, load(values, row, column) - step, key)
+    elif kind == ADAGRAD:
+        for column in range(dim):
+            g = scale * gradients[which, column]
+            s = first_state[row, column] + g * g
+            first_state[row, column] = s
+            store(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), key)
+    elif kind == ROWWISE_ADAGRAD:
+        s = first_state[row, 0] + mean_square
+        first_state[row, 0] = s
+        row_rate = rate / (math.sqrt(s) + eps)
+        for column in range(dim):
+            g = scale * gradients[which, column]
+            store(values, row, column, load(values, row, column) - row_rate * g, key)
+    elif kind == ADAM:
+        for column in range(dim):
+            g = scale * gradients[which, column]
+            m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
+            v = second_state[row, column] + one_minus_beta2 * (g * g - second_state[row, column])
+            first_state[row, column] = m
+            second_state[row, column] = v
+            step_size = corrected_rate * m / (math.sqrt(v) + eps)
+            store(values, row, column, load(values, row, column) - step_size, key)
+    else:
+        v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
+        second_state[row, 0] = v
+        row_rate = corrected_rate / (math.sqrt(v) + eps)
+        for column in range(dim):
+            g = scale * gradients[which, column]
+            m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
+            first_state[row, column] = m
+            store(values, row, column, load(values, row, column) - row_rate * m, key)
 
 
 @compiled(parallel=True)
@@ -169,63 +233,30 @@ def _update(
     step: int,
     rounding_seed: np.uint32,
 ) -> None:
-    # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
-    rate, common_scale = constants[0], constants[1]
-    one_minus_beta1, one_minus_beta2 = constants[2], constants[3]
-    eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
-    dim, last = values.shape[1], addresses.size - 1
-    for group in prange(addresses.size):
-        later = np.int64(addresses[min(group + AHEAD, last)]) - first
-        prefetch_row(values, later)
-        prefetch_row(first_state, later)
-        prefetch_row(second_state, later)
-        prefetch_row(vectors, np.int64(vector_numbers[starts[min(group + AHEAD, last)]]))
-        begin, end = starts[group], starts[group + 1]
-        if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
-            gradient, scale = vectors[vector_numbers[begin]], common_scale * weights[begin]
-        else:
-            gradient, scale = np.empty(dim, dtype=vectors.dtype), common_scale
-            _sum_gradient(gradient, begin, end, vector_numbers, weights, vectors)
-        row = np.int64(addresses[group]) - first
-        key = mix(np.uint32(addresses[group]) ^ mix(np.uint32(rounding_seed + np.uint32(step))))
-        mean_square = vectors.dtype.type(0)
-        if kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM):
-            mean_square = scale * scale * inverse_dim * _sum_of_squares(gradient)
-        if kind == SGD:
-            for column in range(dim):
-                store(values, row, column, load(values, row, column) - rate * (scale * gradient[column]), key)
-        elif kind == ADAGRAD:
-            for column in range(dim):
-                g = scale * gradient[column]
-                s = first_state[row, column] + g * g
-                first_state[row, column] = s
-                store(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), key)
-        elif kind == ROWWISE_ADAGRAD:
-            s = first_state[row, 0] + mean_square
-            first_state[row, 0] = s
-            row_rate = rate / (math.sqrt(s) + eps)
-            for column in range(dim):
-                g = scale * gradient[column]
-                store(values, row, column, load(values, row, column) - row_rate * g, key)
-        elif kind == ADAM:
-            for column in range(dim):
-                g = scale * gradient[column]
-                m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
-                v = second_state[row, column] + one_minus_beta2 * (g * g - second_state[row, column])
-                first_state[row, column] = m
-                second_state[row, column] = v
-                step_size = corrected_rate * m / (math.sqrt(v) + eps)
-                store(values, row, column, load(values, row, column) - step_size, key)
-        else:
-            v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
-            second_state[row, 0] = v
-            row_rate = corrected_rate / (math.sqrt(v) + eps)
-            for column in range(dim):
-                g = scale * gradient[column]
-                m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
-                first_state[row, column] = m
-                store(values, row, column, load(values, row, column) - row_rate * m, key)
-        last_step[row] = np.uint32(step)
+    last = addresses.size - 1
+    step_key = mix(np.uint32(rounding_seed + np.uint32(step)))
+    for part in prange(PARTS):
+        summed = np.empty((1, values.shape[1]), dtype=vectors.dtype)
+        for group in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
+            later = np.int64(addresses[min(group + AHEAD, last)]) - first
+            prefetch_row(values, later)
+            prefetch_row(first_state, later)
+            prefetch_row(second_state, later)
+            prefetch_row(vectors, np.int64(vector_numbers[starts[min(group + AHEAD, last)]]))
+            begin, end = np.int64(starts[group]), np.int64(starts[group + 1])
+            row = np.int64(addresses[group]) - first
+            key = mix(np.uint32(addresses[group]) ^ step_key)
+            if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
+                scale, vector = constants[1] * weights[begin], np.int64(vector_numbers[begin])
+                _update_row(
+                    kind, values, first_state, second_state, row, vectors, vector, scale, constants, key
+                )
+            else:
+                _sum_gradient(summed, 0, begin, end, vector_numbers, weights, vectors)
+                _update_row(
+                    kind, values, first_state, second_state, row, summed, 0, constants[1], constants, key
+                )
+            last_step[row] = np.uint32(step)
 
 
 def sum_by_row(contributions: Contributions) -> FloatArray:
