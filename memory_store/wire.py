@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 import numpy as np
@@ -169,9 +170,9 @@ def decode(header: pb.Header, payload: NDArray[np.uint8]) -> m.Request | m.Reply
 
 
 def frames(message: m.Request | m.Reply, terms: Terms = PLAIN) -> Iterator[bytes]:
-    """A message as serialised Frames: the header, then its arrays in chunks."""
+    """A message as serialised Frames: its arrays in chunks, the header before the first."""
     header, arrays = encode_header(message, terms)
-    yield pb.Frame(header=header).SerializeToString()
+    opening = pb.Frame(header=header).SerializeToString()
     pieces: list[memoryview] = []
     gathered = position = 0
     for array, announced in zip(arrays, header.arrays, strict=True):
@@ -183,10 +184,10 @@ def frames(message: m.Request | m.Reply, terms: Terms = PLAIN) -> Iterator[bytes
                 pieces.append(piece)
                 gathered, data = gathered + len(piece), data[len(piece) :]
                 if gathered == CHUNK_BYTES:
-                    yield _framed(pieces, gathered)
-                    pieces, gathered = [], 0
-    if gathered:
-        yield _framed(pieces, gathered)
+                    yield _framed(opening, pieces, gathered)
+                    opening, pieces, gathered = b"", [], 0
+    if opening or gathered:
+        yield _framed(opening, pieces, gathered)
 
 
 def _travelling(array: NDArray[Any], element: pb.ElementType) -> Iterator[memoryview]:
@@ -200,8 +201,8 @@ def _travelling(array: NDArray[Any], element: pb.ElementType) -> Iterator[memory
         yield narrow(flat[begin : begin + step]).view(np.uint8).data
 
 
-def _framed(pieces: list[memoryview], size: int) -> bytes:
-    return b"".join([_CHUNK_TAG, _varint(size), *pieces])
+def _framed(opening: bytes, pieces: list[memoryview], size: int) -> bytes:
+    return b"".join([opening, _CHUNK_TAG, _varint(size), *pieces]) if size else opening
 
 
 def _aligned(position: int) -> int:
@@ -219,17 +220,17 @@ def read_frames(stream: Iterable[bytes], limit: int = PAYLOAD_BYTES_MAX) -> tupl
     if first is None:
         raise StoreError("A call ended before its first frame.")
     try:
-        header = pb.Frame.FromString(first).header
+        opening = pb.Frame.FromString(first)
     except DecodeError:
-        raise StoreError("The first frame of a call is not a header.") from None
+        raise StoreError("The first frame of a call can't be read.") from None
+    header = opening.header
     size = payload_bytes(header, limit)
     try:
         payload = empty((size,), np.uint8)
     except MemoryError:
         raise StoreError(f"No memory is left for a message of {size} bytes.") from None
     position = 0
-    for frame in frames_left:
-        piece = _chunk(frame)
+    for piece in chain([memoryview(opening.chunk)], map(_chunk, frames_left)):
         if position + len(piece) > size:
             raise StoreError(f"More than the {size} bytes that were announced came.")
         payload[position : position + len(piece)] = np.frombuffer(piece, dtype=np.uint8)

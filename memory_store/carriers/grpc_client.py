@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import grpc
 
@@ -25,7 +26,8 @@ class GrpcCarrier:
         self.address = address
         self._wire: WireType = wire
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
+        self._send_frame: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(METHOD)
+        self._send_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
         self._metadata = ((TOKEN_KEY, token),)
         self._calls = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix=f"shard-{address}")
 
@@ -33,13 +35,17 @@ class GrpcCarrier:
         return self._calls.submit(self._call, request, timeout_s)
 
     def _call(self, request: m.Request, timeout_s: float) -> m.Reply:
+        deadline = timeout_s + _ANSWER_MARGIN_S
+        sent = frames(request, Terms(int(timeout_s * 1000), self._wire))
+        first, second = next(sent), next(sent, None)
         try:
-            call = self._method(
-                frames(request, Terms(int(timeout_s * 1000), self._wire)),
-                timeout=timeout_s + _ANSWER_MARGIN_S,
-                metadata=self._metadata,
-            )
-            reply, _ = read_frames(call)
+            # A request of one frame, as most are, needs no thread that feeds a stream.
+            if second is None:
+                replies = self._send_frame(first, timeout=deadline, metadata=self._metadata)
+            else:
+                stream = chain([first, second], sent)
+                replies = self._send_stream(stream, timeout=deadline, metadata=self._metadata)
+            reply, _ = read_frames(replies)
         except grpc.RpcError as error:
             raise self._explained(error, request) from None
         if isinstance(reply, m.Failure):
