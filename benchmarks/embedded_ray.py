@@ -1,4 +1,4 @@
-"""A Ray of this process's own, set up as the project sets it up, with room for a peer's large replies."""
+"""A Ray of this process's own, set up as the project sets it up, but for the object store: a peer has all of Ray's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import ray
 
 from benchmarks.machine import total_bytes
-
-OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextmanager
@@ -25,7 +23,6 @@ def embedded_ray(actors: int) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
-        object_store_memory=OBJECT_STORE_BYTES,
         _memory=total_bytes(),
     )
     try:

@@ -26,6 +26,7 @@ from memory_store.arena import Arena, padded
 from memory_store.grouping import group_by_address
 from memory_store.kernels import gather_rows, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, RowState, update_rows
+from memory_store.reused_memory import empty
 from memory_store.table_spec import OptimizerKind, OptimizerSpec
 from memory_store.value_types import from_bfloat16, to_bfloat16
 
@@ -166,7 +167,7 @@ def _kernels(table: _Table, bags: Bags) -> list[_Kernel]:
     row_bytes, vectors_bytes = dim * table.values.itemsize, 4 * tokens * dim
     addresses, weights = bags.rows.reshape(-1).astype(np.uint32), bags.weights.reshape(-1)
     offsets = np.arange(tokens + 1, dtype=np.int32) * np.int32(PER_BAG)
-    gathered = np.empty((entries, dim), dtype=np.float32)
+    gathered = empty((entries, dim), np.float32)
     pooled = np.empty((tokens, dim), dtype=np.float32)
     gradient = np.empty(entries, dtype=np.float32)
     gather = partial(gather_rows, table.values, 0, addresses, gathered)

@@ -20,6 +20,7 @@ from memory_store.actor import kernel_environment
 from memory_store.arena import Arena
 from memory_store.kernels import gather_rows, pool_rows
 from memory_store.placement import Placement
+from memory_store.reused_memory import empty
 from memory_store.table import TablePart, part_bytes
 from memory_store.table_spec import TableSpec
 
@@ -39,15 +40,15 @@ class PeerTable:
         part = TablePart(spec, placement, 0, Arena(part_bytes(spec, placement, 0)))
         part.initialise()
         self._values = part.values
-        self._reply = np.empty((rows_max, spec.dim), dtype=np.float32)
+        self._reply = empty((rows_max, spec.dim), np.float32)
 
     def gather(self, addresses: Addresses) -> Floats:
         """Rows `[U, D]` of `addresses` `[U]`."""
-        return self._gather(addresses, np.empty((addresses.size, self._values.shape[1]), dtype=np.float32))
+        return self._gather(addresses, empty((addresses.size, self._values.shape[1]), np.float32))
 
     def pool(self, offsets: Offsets, addresses: Addresses, weights: Floats) -> Floats:
         """Weighted sums of rows `[T, D]`, for `offsets` `[T + 1]`."""
-        out = np.empty((offsets.size - 1, self._values.shape[1]), dtype=np.float32)
+        out = empty((offsets.size - 1, self._values.shape[1]), np.float32)
         return self._pool(offsets, addresses, weights, out)
 
     def listen(self) -> int:

@@ -19,6 +19,7 @@ from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.kernels import gather_rows, pool_rows
 from memory_store.mapped_shards import map_shards
 from memory_store.placement import Placement
+from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
@@ -95,7 +96,7 @@ def _in_place(carrier: GrpcCarrier, spec: TableSpec, rows_max: int) -> Reach | N
     mapped = map_shards([info], [spec], Placement.even(1))
     if mapped is None:
         return None
-    values, out = mapped.values(spec.name), np.empty((rows_max, spec.dim), dtype=np.float32)
+    values, out = mapped.values(spec.name), empty((rows_max, spec.dim), np.float32)
 
     def gather(addresses: Addresses) -> Floats:
         mapped.wait(info.version, info.epoch, TIMEOUT_S, lambda: None)

@@ -17,20 +17,41 @@ from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
 from memory_store.prefetching import AHEAD, prefetch_row
+from memory_store.uncached_rows import copy_row, finish_lines, goes_past_caches
 from memory_store.value_types import load
 
 FloatArray = NDArray[Any]  # float32; float64 for float64 tables
 
+# Into how many parts threads divide rows where each part needs something of its own.
+PARTS = 64
 
-@compiled(parallel=True)
+
 def gather_rows(values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray) -> None:
     """out[u, :] = row addresses[u]. values `[R, D]`, addresses uint32 `[U]`, out `[U, D]`."""
+    kernel = _gather_past_caches if goes_past_caches(out) else _gather
+    kernel(values, first, addresses, out)
+
+
+@compiled(parallel=True)
+def _gather(values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray) -> None:
     dim, last = values.shape[1], addresses.size - 1
     for index in prange(addresses.size):
         prefetch_row(values, np.int64(addresses[min(index + AHEAD, last)]) - first)
         row = np.int64(addresses[index]) - first
         for column in range(dim):
             out[index, column] = load(values, row, column)
+
+
+@compiled(parallel=True)
+def _gather_past_caches(
+    values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray
+) -> None:
+    last = addresses.size - 1
+    for part in prange(PARTS):
+        for index in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
+            prefetch_row(values, np.int64(addresses[min(index + AHEAD, last)]) - first)
+            copy_row(values, np.int64(addresses[index]) - first, out, index)
+        finish_lines()  # type: ignore[call-arg]  # Numba passes the context
 
 
 @compiled(parallel=True)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
 from memory_store.grouping import Groups
-from memory_store.kernels import FloatArray
+from memory_store.kernels import PARTS, FloatArray
 from memory_store.placement import BUCKETS
 from memory_store.prefetching import AHEAD, prefetch_row
 from memory_store.table_spec import OptimizerSpec
@@ -41,10 +41,6 @@ _KINDS = {
     "adam": ADAM,
     "rowwise_adam": ROWWISE_ADAM,
 }
-
-
-# Into how many parts threads divide the rows of an update; each part sums gradients in a buffer of its own.
-PARTS = 64
 
 
 @dataclass(frozen=True)

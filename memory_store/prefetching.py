@@ -24,26 +24,32 @@ LINE_BYTES = 64
 _LINES_MAX = 16  # of longer rows the processor foresees the rest by itself
 
 
+def element_pointer(
+    context: Any, builder: Any, kind: Any, array: Any, row_type: Any, row: Any, column_type: Any, column: Any
+) -> Any:
+    """Where `array[row, column]` lies, as a pointer to a byte, while code is generated for an intrinsic."""
+    pieces = context.make_array(kind)(context, builder, array)
+    strides = cgutils.unpack_tuple(builder, pieces.strides, 2)  # type: ignore[no-untyped-call]
+    places = [
+        builder.mul(context.cast(builder, index, of, types.intp), stride)
+        for index, of, stride in zip((row, column), (row_type, column_type), strides, strict=True)
+    ]
+    return builder.gep(builder.bitcast(pieces.data, ir.IntType(8).as_pointer()), [builder.add(*places)])
+
+
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def _prefetch_line(typing_context: Any, array: Any, row: Any, column: Any) -> tuple[Any, Callable[..., Any]]:
     """Prefetch the cache line of `array[row, column]`, where row is int64 and column an integer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        pieces = context.make_array(kind)(context, builder, arguments[0])
-        strides = cgutils.unpack_tuple(builder, pieces.strides, 2)  # type: ignore[no-untyped-call]
-        indices = [
-            context.cast(builder, argument, of, types.intp)
-            for argument, of in zip(arguments[1:], signature.args[1:], strict=True)
-        ]
-        offset = builder.add(
-            *(builder.mul(index, stride) for index, stride in zip(indices, strides, strict=True))
+        address = element_pointer(
+            context, builder, array, arguments[0], row, arguments[1], column, arguments[2]
         )
-        byte = ir.IntType(8).as_pointer()
-        address = builder.gep(builder.bitcast(pieces.data, byte), [offset])
         number = ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            "llvm.prefetch",
+            [address.type],
+            ir.FunctionType(ir.VoidType(), [address.type, number, number, number]),
         )
         # Into the second cache: a core can wait for many more lines there than in its first, so twice the rows a
         # second come in.

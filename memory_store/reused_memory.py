@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 KEPT_BYTES_MAX = 512 << 20
 SMALL_BYTES = 1 << 20  # the C library reuses smaller blocks well enough
+LINE_BYTES = 64
 _CLASSES_PER_OCTAVE = 4  # sizes of blocks: at most a quarter of a block is idle
 
 # mallopt's names of what is set below, see mallopt(3).
@@ -63,7 +64,7 @@ class ReusedMemory:
                     return block
                 others.append(block)
         except IndexError:
-            return np.empty(size, dtype=np.uint8)
+            return _aligned(size)
         finally:
             self._free[:0] = others[::-1]
 
@@ -74,6 +75,13 @@ class ReusedMemory:
                 self._free.pop(0)  # the one that was not wanted for longest
             except IndexError:
                 return
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """`size` bytes from the begin of a cache line."""
+    block = np.empty(size + LINE_BYTES, dtype=np.uint8)
+    begin = -block.ctypes.data % LINE_BYTES
+    return block[begin : begin + size]
 
 
 def _block_bytes(size: int) -> int:

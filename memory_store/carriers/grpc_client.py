@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from memory_store import messages as m
 from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
@@ -15,6 +16,8 @@ from memory_store.wire import Terms, frames, raised, read_frames
 from memory_store.wire_types import WireType
 
 CALLS_AT_ONCE = 8
+# The thread that waits for frames takes them from the connection itself, without another that hands each over.
+_READ_BY_THE_CALLER = (ChannelOptions.SingleThreadedUnaryStream, 1)
 _ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited for
 
 
@@ -25,7 +28,7 @@ class GrpcCarrier:
         keep_freed_memory()
         self.address = address
         self._wire: WireType = wire
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, _READ_BY_THE_CALLER])
         self._send_frame: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(METHOD)
         self._send_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
         self._metadata = ((TOKEN_KEY, token),)

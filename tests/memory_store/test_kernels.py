@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_store.kernels import all_finite, gather_rows, pool_rows, weight_gradients
+from memory_store.reused_memory import empty
+from memory_store.uncached_rows import LARGE_BYTES, goes_past_caches
 
 FIRST = 1000  # the first address of the values below
 TYPES = ["float32", "bfloat16", "float64"]
@@ -48,6 +50,24 @@ def test_gathered_rows_are_the_stored_numbers(dtype: str, seed: int):
     out = np.empty((case.rows.size, 5), dtype=case.compute)
     gather_rows(case.values, FIRST, case.addresses, out)
     np.testing.assert_array_equal(out, case.numbers[case.rows])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("dim", "past_caches"), [(128, True), (144, True), (131, False), (16, False)])
+def test_large_gathers_write_the_same_numbers(dtype: str, dim: int, past_caches: bool):
+    chance = np.random.default_rng(dim)
+    values, numbers = stored(chance.normal(size=(300, dim)), dtype)
+    rows = chance.integers(0, 300, size=LARGE_BYTES // (dim * 4) + 3)
+    out = empty((rows.size, dim), np.float64 if dtype == "float64" else np.float32)
+    out.fill(np.nan)
+    assert goes_past_caches(out) == past_caches
+    gather_rows(values, FIRST, (rows + FIRST).astype(np.uint32), out)
+    np.testing.assert_array_equal(out, numbers[rows])
+
+
+def test_a_target_that_does_not_begin_with_a_cache_line_is_written_through_them():
+    shifted = empty((LARGE_BYTES // 512 + 1, 128), np.float32).reshape(-1)[4:-124].reshape(-1, 128)
+    assert not goes_past_caches(shifted)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
