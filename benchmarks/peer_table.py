@@ -37,7 +37,8 @@ class PeerTable:
 
     def __init__(self, spec: TableSpec, rows_max: int) -> None:
         placement = Placement.even(1)
-        part = TablePart(spec, placement, 0, Arena(part_bytes(spec, placement, 0)))
+        arena = Arena(sum(part_bytes(spec, placement, 0)))
+        part = TablePart(spec, placement, 0, arena, arena)
         part.initialise()
         self._values = part.values
         self._reply = empty((rows_max, spec.dim), np.float32)

@@ -126,7 +126,7 @@ def start_shards(
     """
     placement_of_rows = Placement.even(shards)
     sizes = [
-        PROCESS_BYTES + sum(part_bytes(spec, placement_of_rows, shard) for spec in specs)
+        PROCESS_BYTES + sum(sum(part_bytes(spec, placement_of_rows, shard)) for spec in specs)
         for shard in range(shards)
     ]
     bundles = placement_group(

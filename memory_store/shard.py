@@ -77,11 +77,17 @@ class ShardCore:
         self.incarnation = incarnation
         self.max_staleness = max_staleness
         self.version = 0
-        self.arena = Arena(sum(part_bytes(spec, placement, shard) for spec in specs), shared=shared)
+        sizes = [part_bytes(spec, placement, shard) for spec in specs]
+        # Trainers read the values alone: the rest needn't be shared, and private memory comes in larger pages.
+        self.arena = Arena(sum(size.values for size in sizes), shared=shared)
         self.arena.sign(incarnation)
-        self.tables = {spec.name: TablePart(spec, placement, shard, self.arena) for spec in specs}
+        state_arena = Arena(sum(size.state for size in sizes))
+        self.tables = {
+            spec.name: TablePart(spec, placement, shard, self.arena, state_arena) for spec in specs
+        }
         for table in self.tables.values():
             table.initialise()
+        self._has_first_values = True
         self.staleness_counts = np.zeros(max_staleness + 1, dtype=np.int64)
         self._group = WriterGroup()
         self._kept: dict[tuple[int, int], m.Pool] = {}
@@ -318,6 +324,7 @@ class ShardCore:
     ) -> None:
         """Apply the next step and move to the version after it."""
         step = self.version
+        self._has_first_values = False
         for index, (part, gradients) in enumerate(zip(self.tables.values(), contributions, strict=True)):
             if gradients is not None:
                 rate, scale = float(settings.learning_rates[index]), float(settings.scale * scales[index])
@@ -346,9 +353,14 @@ class ShardCore:
 
     def _initialise(self, request: m.Initialise) -> m.Done:
         self._group.check(request.sender)
-        self.begin_replacing()
-        for table in self.tables.values():
-            table.initialise()
+        if self._has_first_values:
+            for table in self.tables.values():
+                table.clear_accesses()
+        else:
+            self.begin_replacing()
+            for table in self.tables.values():
+                table.initialise()
+            self._has_first_values = True
         self.reset_version(0)
         return m.Done(duplicate=False)
 
@@ -358,6 +370,7 @@ class ShardCore:
 
     def begin_replacing(self) -> None:
         """The tables are about to be replaced: until `reset_version`, who reads in place finds no version."""
+        self._has_first_values = False
         self.arena.show(NO_VERSION, self._group.epoch)
 
     def reset_version(self, version: int) -> None:

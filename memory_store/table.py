@@ -1,6 +1,6 @@
 """One shard's part of one table: values, optimizer state, last touched step, access statistics.
 
-All arrays are indexed by `address - first_address` and lie in the shard's arena. The part knows how to read
+All arrays are indexed by `address - first_address` and lie in the shard's arenas. The part knows how to read
 and update its rows; steps, writers and versions are shard.py's business.
 """
 
@@ -52,24 +52,35 @@ def _arrays(spec: TableSpec, addresses: int) -> list[_Array]:
     ]
 
 
-def part_bytes(spec: TableSpec, placement: Placement, shard: int) -> int:
-    """Bytes of arena that one shard's part of a table takes."""
+class PartBytes(NamedTuple):
+    """Bytes of arena that one shard's part of a table takes: its values, and all that belongs to them."""
+
+    values: int
+    state: int
+
+
+def part_bytes(spec: TableSpec, placement: Placement, shard: int) -> PartBytes:
+    """See PartBytes."""
     addresses = len(placement.buckets(shard)) * bucket_capacity(spec.rows)
-    return sum(array.size_bytes for array in _arrays(spec, addresses))
+    values, *state = (array.size_bytes for array in _arrays(spec, addresses))
+    return PartBytes(values, sum(state))
 
 
 class TablePart:
-    """The rows of `spec` whose buckets `placement` gives to `shard`."""
+    """The rows of `spec` whose buckets `placement` gives to `shard`; values and state may lie in one arena."""
 
-    def __init__(self, spec: TableSpec, placement: Placement, shard: int, arena: Arena) -> None:
+    def __init__(
+        self, spec: TableSpec, placement: Placement, shard: int, values_arena: Arena, state_arena: Arena
+    ) -> None:
         self.spec = spec
         self.buckets = placement.buckets(shard)
         self.capacity = bucket_capacity(spec.rows)
         self.first_address = self.buckets.start * self.capacity
         self.address_count = len(self.buckets) * self.capacity
+        values, *state = _arrays(spec, self.address_count)
         arrays = [
             arena.allocate(array.shape, array.dtype, shift=array.shift)
-            for array in _arrays(spec, self.address_count)
+            for arena, array in [(values_arena, values), *((state_arena, array) for array in state)]
         ]
         self.values: NDArray[Any] = arrays[0]
         self.first_state: NDArray[Any] = arrays[1]

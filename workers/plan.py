@@ -120,7 +120,8 @@ def shard_bytes(tables: Sequence[TableSpec], shards: int) -> int:
     """Bytes of table memory of the fullest shard."""
     placement = Placement.even(shards)
     return max(
-        sum(part_bytes(table, placement, shard) for table in tables) for shard in {0, shards - 1, shards // 2}
+        sum(sum(part_bytes(table, placement, shard)) for table in tables)
+        for shard in {0, shards - 1, shards // 2}
     )
 
 

@@ -44,9 +44,11 @@ def test_a_full_arena_refuses():
 def test_the_bytes_of_a_part_are_known_before_it_is_made(kind: str, dtype: str):
     spec = TableSpec("memory", rows=3000, dim=7, dtype=dtype, optimizer=OptimizerSpec(kind))  # type: ignore[arg-type]
     placement = Placement.even(3)
-    arena = Arena(part_bytes(spec, placement, 1))
-    part = TablePart(spec, placement, 1, arena)
-    assert arena.used == arena.capacity
+    sizes = part_bytes(spec, placement, 1)
+    values_arena, state_arena = Arena(sizes.values), Arena(sizes.state)
+    part = TablePart(spec, placement, 1, values_arena, state_arena)
+    assert values_arena.used == values_arena.capacity
+    assert state_arena.used == state_arena.capacity
     arrays = [
         part.values,
         part.first_state,

@@ -83,7 +83,7 @@ def test_the_quickstart_is_planned():
     assert (found["trainers"], found["shards"], found["lookup"]) == (1, 2, "in place")
     assert found["network_bytes_per_second"] is None
     (table,) = load_job(QUICKSTART).job.tables()
-    assert found["shard_memory_gib"] * 2**30 == part_bytes(table, Placement.even(2), 0)
+    assert found["shard_memory_gib"] * 2**30 == sum(part_bytes(table, Placement.even(2), 0))
     assert found["table_rows"] == table.rows
     names = [part["name"] for part in found["parts"]]
     assert {"dense forward and backward", "selection", "row update", "dense optimizer"} <= set(names)

@@ -74,7 +74,7 @@ def test_memory_per_shard_is_that_of_the_fullest_shard():
     for sub_keys, shards in ((32, 1), (32, 3), (100, 7), (31_623, 1000)):
         tables = job(memory__sub_keys=sub_keys, store__shards=shards, store__shard_memory_gib=1e6).tables()
         placement = Placement.even(shards)
-        sizes = [sum(part_bytes(table, placement, shard) for table in tables) for shard in range(shards)]
+        sizes = [sum(sum(part_bytes(table, placement, shard)) for table in tables) for shard in range(shards)]
         assert shard_bytes(tables, shards) == max(sizes)
 
 
