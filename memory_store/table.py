@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_store.arena import Arena, padded
-from memory_store.initialization import fill_normal
+from memory_store.initialization import clear, fill_normal
 from memory_store.kernels import FloatArray, gather_rows, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, RowState, update_rows
 from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_rows, rows_of
@@ -100,7 +100,7 @@ class TablePart:
                 self.values[begin:end], rows_of(addresses, self.spec.rows), self.spec.seed, self.spec.std
             )
         for state in (self.first_state, self.second_state, self.last_step):
-            state.fill(0)
+            clear(state.reshape(-1))
         self.clear_accesses()
 
     def bucket_slice(self, bucket: int) -> slice:

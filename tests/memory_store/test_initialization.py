@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import numpy as np
 import pytest
 
-from memory_store.initialization import fill_normal, philox
+from memory_store.initialization import fill_normal, normal_pair, philox
 from memory_store.placement import Placement, addresses_of
 from memory_store.shard import ShardCore
 from memory_store.table_spec import TableSpec, ValueType
@@ -27,6 +30,15 @@ def test_philox_gives_the_published_answers(
     counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]
 ):
     assert tuple(map(int, philox(*map(np.uint32, counter + key)))) == answer
+
+
+def test_pairs_are_those_of_the_box_muller_transform():
+    chance, last = np.random.default_rng(0), 2**32 - 1
+    edges = [0, 1, 2**29 - 1, 2**29, 2**30, 3 * 2**29, 2**31 - 1, 2**31, 3 * 2**30, 7 * 2**29, last - 1, last]
+    for a, b in [*product(edges, edges), *chance.integers(2**32, size=(2000, 2)).tolist()]:
+        radius, angle = math.sqrt(-2 * math.log((a + 0.5) / 2**32)), 2 * math.pi * b / 2**32
+        found = normal_pair(np.uint32(a), np.uint32(b))
+        assert found == pytest.approx((radius * math.cos(angle), radius * math.sin(angle)), rel=0, abs=1e-12)
 
 
 def filled(rows: int, dim: int, seed: int = 0, std: float = 1.0) -> np.ndarray:
