@@ -24,6 +24,7 @@ class Machine(BaseModel):
     cores: int
     memory_gib: float
     last_level_cache_mib: float | None
+    huge_pages: str
     kernel: str
     python: str
     versions: dict[str, str]
@@ -36,6 +37,7 @@ def this_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(total_bytes() / 2**30, 1),
         last_level_cache_mib=_last_level_cache_mib(),
+        huge_pages=f"private {_huge_pages('enabled')}, shared {_huge_pages('shmem_enabled')}",
         kernel=platform.release(),
         python=platform.python_version(),
         versions={name: found for name in _PACKAGES if (found := _installed(name))},
@@ -74,6 +76,13 @@ def _last_level_cache_mib() -> float | None:
     caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     sizes = [int(path.read_text().strip().removesuffix("K")) / 1024 for path in caches]
     return max(sizes, default=None)
+
+
+def _huge_pages(setting: str) -> str:
+    """What Linux does for large pages: the word in brackets."""
+    path = Path("/sys/kernel/mm/transparent_hugepage") / setting
+    words = path.read_text(encoding="utf-8") if path.is_file() else "[unknown]"
+    return words.partition("[")[2].partition("]")[0]
 
 
 def _installed(package: str) -> str | None:

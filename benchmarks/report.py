@@ -110,6 +110,7 @@ def _machine(runs: list[BenchmarkRun]) -> str:
         ["processor", f"{machine.cores} cores of {machine.cpu}"],
         ["memory", f"{machine.memory_gib} GiB"],
         ["last-level cache", f"{machine.last_level_cache_mib or 'unknown'} MiB"],
+        ["huge pages", machine.huge_pages],
         ["system", f"Linux {machine.kernel}, Python {machine.python}"],
         *([package, found] for package, found in machine.versions.items()),
     ]

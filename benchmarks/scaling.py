@@ -1,7 +1,7 @@
 """The `scaling` benchmark: what a larger table, and more shards, cost.
 
-Selection compares a query with 2 sqrt(K) sub-keys, so its time may grow with sqrt(K). Reading rows should not
-depend on K at all once the table is larger than the caches. A shard's memory should be its values and its
+Selection compares a query with 2 sqrt(K) sub-keys, so its time may grow with sqrt(K). Reading rows out of memory,
+past the caches, should hardly depend on K. A shard's memory should be its values and its
 optimizer state and little else, and a shard should be ready in seconds.
 """
 
@@ -12,25 +12,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt
+from itertools import cycle
+from math import ceil, isqrt
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.bags import Bags
 from benchmarks.embedded_ray import embedded_ray
-from benchmarks.machine import available_bytes, resident_bytes
+from benchmarks.machine import available_bytes, resident_bytes, this_machine
 from benchmarks.measuring import paired_seconds
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
 from memory_store.actor import RunningShards, start_shards
-from memory_store.client import StoreClient
+from memory_store.client import StoreClient, TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
 from workers.product_keys import ProductKeys
 
 SMALL, LARGE = 2**16, 2**24
 HEADS, K, QUERY_DIM = 4, 32, 128
 _SPARE_BYTES = 2 << 30  # left to the rest of the machine
+_CACHES_FULL = 4  # tables of one size, in sizes of the last cache
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,16 @@ def _measure_selection(recorder: Recorder, size: ScalingSize) -> None:
 def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
     """One shard process for each K: how soon it is ready, what it occupies, and lookups in all of them in turn.
 
-    The largest table has Adam's state beside its values, which is what its memory is measured with.
+    The largest table has Adam's state beside its values, which is what its memory is measured with. A lookup reads
+    `SMALL` distinct rows. Small tables come in such numbers that, when a table's turn comes again, the others have
+    pushed it out of the caches: all sizes are read from memory.
     """
     largest = max(size.shard_rows)
     ideal = 3 * 4 * largest * size.dim
-    wanted = ideal + 4 * size.dim * sum(size.shard_rows) + _SPARE_BYTES
+    cache_bytes = (this_machine().last_level_cache_mib or 64) * 2**20
+    siblings = {rows: ceil(_CACHES_FULL * cache_bytes / (4 * rows * size.dim)) for rows in size.shard_rows}
+    values_bytes = 4 * size.dim * sum(rows * count for rows, count in siblings.items())
+    wanted = ideal + values_bytes + _SPARE_BYTES
     if wanted > available_bytes():
         reason = f"tables of up to {largest} rows need {wanted / 2**30:.1f} GiB of free memory"
         recorder.missing("lookups_2e24_over_2e16", reason)
@@ -94,19 +103,23 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
         lookups = {}
         for rows in size.shard_rows:
             optimizer = OptimizerSpec("adam" if rows == largest else "sgd")
-            spec = TableSpec("memory", rows, size.dim, optimizer=optimizer)
+            specs = [
+                TableSpec(f"memory-{number}", rows, size.dim, optimizer=optimizer)
+                for number in range(siblings[rows])
+            ]
             begun = time.perf_counter()
-            shards, store = stack.enter_context(_running(spec, 1))
+            shards, store = stack.enter_context(_running(specs, 1))
             recorder.add("start of a shard", "s", [time.perf_counter() - begun], rows=rows)
-            bags = Bags.drawn(rows, size.dim, size.tokens, HEADS * K)
             if rows == largest:
-                _step(store, bags)
+                _step(store, Bags.drawn(rows, size.dim, size.tokens, HEADS * K))
                 _record_resident(recorder, shards, rows, ideal)
-            lookups[rows] = partial(store.table("memory").lookup, bags.rows, bags.weights, keep=False)
+            tables = cycle([store.table(spec.name) for spec in specs])
+            lookups[rows] = partial(_look_up_next, tables, _distinct_rows(rows))
         seconds = paired_seconds({str(rows): lookup for rows, lookup in lookups.items()}, size.repeats)
-    entries = size.tokens * HEADS * K
     for rows in size.shard_rows:
-        recorder.add("pooled lookup", "million rows/s", entries / seconds[str(rows)] / 1e6, rows=rows)
+        recorder.add(
+            "pooled lookup, cold caches", "million rows/s", SMALL / seconds[str(rows)] / 1e6, rows=rows
+        )
     if {SMALL, LARGE} <= set(size.shard_rows):
         share = seconds[str(SMALL)] / seconds[str(LARGE)]
         recorder.ratio(
@@ -114,6 +127,16 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
         )
     else:
         recorder.missing("lookups_2e24_over_2e16", "one of the two tables was not measured")
+
+
+def _distinct_rows(rows: int) -> NDArray[np.int64]:
+    """`SMALL` different rows, as those of tokens with HEADS * K entries each."""
+    drawn = np.random.default_rng(0).choice(rows, SMALL, replace=False)
+    return drawn.reshape(-1, HEADS * K)
+
+
+def _look_up_next(tables: Iterator[TableHandle], rows: NDArray[np.int64]) -> None:
+    next(tables).lookup(rows, np.ones(rows.shape, dtype=np.float32), keep=False)
 
 
 def _record_resident(recorder: Recorder, shards: RunningShards, rows: int, ideal: int) -> None:
@@ -130,7 +153,7 @@ def _measure_shards(recorder: Recorder, size: ScalingSize, shards: int) -> None:
     spec = TableSpec("memory", size.sharded_rows, size.dim, optimizer=OptimizerSpec("adam"))
     bags = Bags.drawn(spec.rows, spec.dim, size.tokens, HEADS * K)
     begun = time.perf_counter()
-    with _running(spec, shards) as (_, store):
+    with _running([spec], shards) as (_, store):
         recorder.add("start of all shards", "s", [time.perf_counter() - begun], shards=shards, rows=spec.rows)
         table = store.table(spec.name)
         lookup = partial(table.lookup, bags.rows, bags.weights, keep=False)
@@ -141,9 +164,9 @@ def _measure_shards(recorder: Recorder, size: ScalingSize, shards: int) -> None:
 
 
 @contextmanager
-def _running(spec: TableSpec, shards: int) -> Iterator[tuple[RunningShards, StoreClient]]:
-    """A table in shard processes, with this process as its only writer."""
-    running = start_shards(f"benchmark-{spec.rows}-rows-{shards}-shards", [spec], shards)
+def _running(specs: list[TableSpec], shards: int) -> Iterator[tuple[RunningShards, StoreClient]]:
+    """Tables in shard processes, with this process as their only writer."""
+    running = start_shards(f"benchmark-{specs[0].rows}-rows-{shards}-shards", specs, shards)
     try:
         store = running.group.connect()
         store.take_over()
@@ -154,7 +177,8 @@ def _running(spec: TableSpec, shards: int) -> Iterator[tuple[RunningShards, Stor
 
 
 def _step(store: StoreClient, bags: Bags) -> None:
-    """Lookup, backward pass and update, waiting for the shards."""
-    store.table("memory").lookup(bags.rows, bags.weights, keep=True).backward(bags.output_gradient)
-    store.step({"memory": 1e-3})
+    """Lookup, backward pass and update of the only table, waiting for the shards."""
+    (name,) = store.specs
+    store.table(name).lookup(bags.rows, bags.weights, keep=True).backward(bags.output_gradient)
+    store.step({name: 1e-3})
     store.synchronise()

@@ -9,61 +9,36 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
-from memory_store import NonFiniteGradientError, StoreClient, TableSpec, connect, in_process_store
-from memory_store.carriers.grpc_server import ShardServer
-from memory_store.errors import FencedError, StoreError, UsageError
+from memory_store import StoreClient, TableSpec, in_process_store
+from memory_store.errors import FencedError, StoreError
 from memory_store.lookups import LookupKind
 from memory_store.opening import attach, in_process_hosts
 from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.table_spec import OptimizerSpec
+from tests.memory_store.batches import (
+    KINDS,
+    RATE,
+    SPEC,
+    STEPS,
+    TOKENS,
+    Batches,
+    Clipping,
+    bytes_of,
+    clients,
+    first_values,
+    table_of,
+)
 from tests.memory_store.reference import ReferenceTable, norm, row_gradients, summed
-
-SPEC = TableSpec("memory", 1100, 4, optimizer=OptimizerSpec("adam", (0.9, 0.99), 1e-3))
-TOKENS, ENTRIES, STEPS = 8, 5, 20
-RATE = 0.05
-KINDS: list[LookupKind] = ["fetch", "pool"]
-Clipping = dict[str, float] | None
-
-
-class Batches:
-    """Tokens of a step, the same whatever the number of writers; half of the entries meet in few rows."""
-
-    def __init__(self, spec: TableSpec = SPEC) -> None:
-        self.spec = spec
-
-    def lookup(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(step)
-        rows = rng.integers(0, self.spec.rows, size=(TOKENS, ENTRIES))
-        rows[:, ::2] %= 7
-        return rows, rng.random((TOKENS, ENTRIES)).astype(self.spec.compute_dtype)
-
-    def output_gradient(self, step: int, output: np.ndarray, tokens: slice = slice(None)) -> np.ndarray:
-        """Of the mean over the given tokens of a quadratic loss, so that it depends on what was looked up."""
-        target = np.random.default_rng(1000 + step).normal(size=(TOKENS, self.spec.dim))[tokens]
-        return ((output - target) / output.shape[0]).astype(output.dtype)
-
-
-def first_values(spec: TableSpec) -> np.ndarray:
-    return table_of(in_process_hosts([spec]), spec)
-
-
-def table_of(hosts: Sequence[ShardHost], spec: TableSpec, name: str = "values") -> np.ndarray:
-    """An array of the table out of the shards' memory, in row order."""
-    array = np.concatenate([getattr(host._core.tables[spec.name], name) for host in hosts])
-    capacity = -(-spec.rows // 1024)
-    rows = np.arange(spec.rows)
-    return array[(rows % 1024) * capacity + rows // 1024]
 
 
 @cache
@@ -78,30 +53,6 @@ def reference(clip: float | None = None) -> tuple[np.ndarray, tuple[float, ...]]
         norms.append(norm(gradients))
         table.step(summed([gradients], min(1.0, (clip or np.inf) / (norms[-1] + 1e-6))), RATE)
     return table.values, tuple(norms)
-
-
-@contextmanager
-def clients(
-    hosts: Sequence[ShardHost], writers: int, lookup: LookupKind, carrier: str, spec: TableSpec = SPEC
-) -> Iterator[list[StoreClient]]:
-    """One client per writer, joined into one group."""
-    servers: list[ShardServer] = []
-    if carrier in ("grpc", "in_place"):
-        servers = [ShardServer(host, "127.0.0.1:0", "token") for host in hosts]
-        addresses = [f"127.0.0.1:{server.port}" for server in servers]
-        found = [connect(addresses, token="token", lookup=lookup, timeout_s=60) for _ in range(writers)]
-    else:
-        found = [attach(hosts, [spec], lookup=lookup, timeout_s=60) for _ in range(writers)]
-    try:
-        leader = found[0].take_over(writers)
-        for number, client in enumerate(found[1:], start=1):
-            client.join(type(leader)(leader.session, leader.epoch, number), writers)
-        yield found
-    finally:
-        for client in found:
-            client.close()
-        for server in servers:
-            server.stop(0)
 
 
 def train(
@@ -139,11 +90,6 @@ def trained(
         work = [threads.submit(train, client, number, writers, clip) for number, client in enumerate(group)]
         norms = [done.result() for done in work]
     return hosts, norms
-
-
-def bytes_of(hosts: Sequence[ShardHost]) -> bytes:
-    names = ("values", "first_state", "second_state", "last_step")
-    return b"".join(table_of(hosts, SPEC, name).tobytes() for name in names)
 
 
 # ---- the matrix --------------------------------------------------------------------------------------------
@@ -281,104 +227,6 @@ def test_the_cheaper_lookup_is_the_one_that_moves_fewer_vectors(
     store = in_process_store([SPEC], shards, lookup="auto")
     store.table("memory").lookup(rows, np.ones(rows.shape, np.float32), keep=False)
     assert taken == [chosen]
-
-
-# ---- mistakes ----------------------------------------------------------------------------------------------
-
-
-def one_lookup(lookup: LookupKind = "fetch", *, keep: bool = True) -> tuple[StoreClient, Any]:
-    store = in_process_store([SPEC], 2, lookup=lookup)
-    rows, weights = Batches().lookup(0)
-    return store, store.table("memory").lookup(rows, weights, keep=keep)
-
-
-@pytest.mark.parametrize("lookup", KINDS)
-def test_the_backward_pass_runs_once_within_its_step_and_only_if_it_was_kept(lookup: LookupKind):
-    store, found = one_lookup(lookup)
-    found.backward(found.output)
-    with pytest.raises(StoreError, match="has run already"):
-        found.backward(found.output)
-    _, other = one_lookup(lookup, keep=False)
-    with pytest.raises(StoreError, match="without keep"):
-        other.backward(other.output)
-    store, late = one_lookup(lookup)
-    store.step({"memory": RATE})
-    with pytest.raises(StoreError, match="made at version 0, the tables are at 1"):
-        late.backward(late.output)
-
-
-@pytest.mark.parametrize("lookup", KINDS)
-@pytest.mark.parametrize("shape", [(TOKENS + 1, 4), (TOKENS - 1, 4), (TOKENS, 5), (TOKENS * 4,)])
-def test_a_gradient_of_another_shape_is_refused(lookup: LookupKind, shape: tuple[int, ...]):
-    _, found = one_lookup(lookup)
-    with pytest.raises(StoreError, match="one shape"):
-        found.backward(np.ones(shape, np.float32))
-
-
-@pytest.mark.parametrize("lookup", KINDS)
-@pytest.mark.parametrize("clip", [None, {"memory": 1.0}])
-@pytest.mark.parametrize("carrier", ["in_process", "grpc"])
-def test_a_gradient_that_is_not_finite_is_refused_before_any_row_changes(
-    lookup: LookupKind, clip: Clipping, carrier: str
-):
-    hosts = in_process_hosts([SPEC], 2)
-    before = bytes_of(hosts)
-    with clients(hosts, 1, lookup, carrier) as (store,):
-        rows, weights = Batches().lookup(0)
-        found = store.table("memory").lookup(rows, weights, keep=True)
-        gradient = np.ones_like(found.output)
-        gradient[3, 2] = np.nan
-
-        def update() -> None:
-            found.backward(gradient)
-            store.step({"memory": RATE}, clip)
-
-        with pytest.raises(NonFiniteGradientError, match="'memory' holds NaN or infinity"):
-            update()
-    assert bytes_of(hosts) == before
-    assert {host._core.version for host in hosts} == {0}
-
-
-def test_finite_gradients_whose_sum_overflows_are_refused_by_clipping():
-    hosts = in_process_hosts([SPEC], 2)
-    before = bytes_of(hosts)
-    with clients(hosts, 1, "fetch", "in_process") as (store,):
-        for _ in range(2):
-            found = store.table("memory").lookup(np.array([[3]]), np.ones((1, 1), np.float32), keep=True)
-            found.backward(np.full((1, 4), 3e38, np.float32))
-        with pytest.raises(NonFiniteGradientError, match="inf"):
-            store.step({"memory": RATE}, {"memory": 1.0})
-    assert bytes_of(hosts) == before
-
-
-@pytest.mark.parametrize(
-    ("rates", "clip"),
-    [
-        ({}, None),
-        ({"other": 0.1}, None),
-        ({"memory": 0.1, "other": 0.1}, None),
-        ({"memory": 0.1}, {"other": 1.0}),
-    ],
-)
-def test_every_table_and_no_other_needs_a_rate(rates: dict[str, float], clip: Clipping):
-    store, _ = one_lookup()
-    with pytest.raises(UsageError, match="the tables are memory"):
-        store.step(rates, clip)
-    assert store.step({"memory": 0.1}).version == 1
-
-
-@pytest.mark.parametrize("lookup", KINDS)
-def test_what_is_looked_up_must_make_sense(lookup: LookupKind):
-    table = in_process_store([SPEC], 2, lookup=lookup).table("memory")
-    ones = np.ones((2, 3), np.float32)
-    for row in (-1, SPEC.rows):
-        with pytest.raises(UsageError, match="rows 0"):
-            table.lookup(np.array([[0, 1, row]] * 2), ones, keep=False)
-    for rows, weights in [(np.zeros(3, np.int64), np.ones(3)), (np.zeros((2, 2), np.int64), ones)]:
-        with pytest.raises(StoreError, match="one shape"):
-            table.lookup(rows, weights, keep=False)
-    with pytest.raises(StoreError, match="No table 'other'"):
-        in_process_store([SPEC]).table("other")
 
 
 # ---- groups ------------------------------------------------------------------------------------------------
