@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from benchmarks.bags import (
     BETAS,
@@ -21,6 +24,7 @@ from benchmarks.bags import (
     TorchSparseAdam,
     agree,
 )
+from benchmarks.copy_bandwidth import MemoryCopy
 from benchmarks.kernel_bandwidth import BandwidthSize, measure_bandwidth
 from benchmarks.local_store import LocalStore
 from benchmarks.measuring import paired_seconds
@@ -76,9 +80,26 @@ def _compare(
     ours, peer = OurTable(store, bags), make_peer(store.read_all(), bags)
     agree(ours, peer, bags)
 
-    seconds = paired_seconds({"ours": ours.step, "peer": peer.step}, size.repeats, slow=True)
-    entries = bags.rows.size
-    for who, samples in seconds.items():
-        name = type(peer).__name__ if who == "peer" else f"pkm {kind}"
-        recorder.add("whole pass", "million rows/s", entries / samples / 1e6, table=name)
+    copy = MemoryCopy(CORES)
+    actions = {"ours": ours.step, "peer": peer.step, "copy": partial(copy.run, CORES)}
+    seconds = paired_seconds(actions, size.repeats, slow=True)
+    for who, name in (("ours", f"pkm {kind}"), ("peer", type(peer).__name__)):
+        recorder.add("whole pass", "million rows/s", bags.rows.size / seconds[who] / 1e6, table=name)
+    least = _bytes_of_pass(store.spec, bags) / copy.bytes_moved * seconds["copy"]
+    recorder.add(
+        "whole pass / a copy of as many bytes", "ratio", seconds["ours"] / least, table=f"pkm {kind}"
+    )
     recorder.ratio(ratio, recorder.add(ratio, "ratio", seconds["peer"] / seconds["ours"]))
+
+
+def _bytes_of_pass(spec: TableSpec, bags: Bags) -> int:
+    """What a pass must read and write of a float32 table: rows for the sums, again for the gradient of the weights,
+    and every distinct row with its state for the update, both ways; the sums and their gradient.
+    """
+    row_bytes, state_bytes = 4 * spec.dim, 4 * sum(spec.optimizer.state_widths(spec.dim))
+    distinct = np.unique(bags.rows).size
+    return (
+        2 * bags.rows.size * row_bytes
+        + 2 * bags.output_gradient.nbytes
+        + 2 * distinct * (row_bytes + state_bytes)
+    )
