@@ -34,15 +34,18 @@ from workers.product_keys import ProductKeys
 SMALL, LARGE = 2**16, 2**24
 HEADS, K, QUERY_DIM = 4, 32, 128
 _SPARE_BYTES = 2 << 30  # left to the rest of the machine
-_CACHES_FULL = 4  # tables of one size, in sizes of the last cache
 
 
 @dataclass(frozen=True)
 class ScalingSize:
-    """Table sizes and row width, tokens of a lookup, and the table that 1 to 4 shards hold."""
+    """Table sizes and row width, tokens of a lookup, and the table that 1 to 4 shards hold.
+
+    The tables of each of `shard_rows` fill at least `caches_full` times the last cache.
+    """
 
     rows: tuple[int, ...]
     shard_rows: tuple[int, ...]
+    caches_full: int
     dim: int
     tokens: int
     repeats: int
@@ -51,8 +54,8 @@ class ScalingSize:
 
 
 _ROWS = (2**16, 2**18, 2**20, 2**22, 2**24)
-FULL = ScalingSize(_ROWS, _ROWS, 64, 4096, 15, (1, 2, 4), 2**20)
-QUICK = ScalingSize(_ROWS, (SMALL, LARGE), 64, 4096, 5, (4,), 2**18)
+FULL = ScalingSize(_ROWS, _ROWS, 4, 64, 4096, 15, (1, 2, 4), 2**20)
+QUICK = ScalingSize(_ROWS, (SMALL, LARGE), 4, 64, 4096, 5, (4,), 2**18)
 
 
 def run(size: ScalingSize, *, quick: bool) -> BenchmarkRun:
@@ -85,13 +88,15 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
     """One shard process for each K: how soon it is ready, what it occupies, and lookups in all of them in turn.
 
     The largest table has Adam's state beside its values, which is what its memory is measured with. A lookup reads
-    `SMALL` distinct rows. Small tables come in such numbers that, when a table's turn comes again, the others have
-    pushed it out of the caches: all sizes are read from memory.
+    as many distinct rows as the smallest table has. Small tables come in such numbers that, when a table's turn comes
+    again, the others have pushed it out of the caches: all sizes are read from memory.
     """
-    largest = max(size.shard_rows)
+    read, largest = min(size.shard_rows), max(size.shard_rows)
     ideal = 3 * 4 * largest * size.dim
     cache_bytes = (this_machine().last_level_cache_mib or 64) * 2**20
-    siblings = {rows: ceil(_CACHES_FULL * cache_bytes / (4 * rows * size.dim)) for rows in size.shard_rows}
+    siblings = {
+        rows: max(1, ceil(size.caches_full * cache_bytes / (4 * rows * size.dim))) for rows in size.shard_rows
+    }
     values_bytes = 4 * size.dim * sum(rows * count for rows, count in siblings.items())
     wanted = ideal + values_bytes + _SPARE_BYTES
     if wanted > available_bytes():
@@ -114,11 +119,11 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
                 _step(store, Bags.drawn(rows, size.dim, size.tokens, HEADS * K))
                 _record_resident(recorder, shards, rows, ideal)
             tables = cycle([store.table(spec.name) for spec in specs])
-            lookups[rows] = partial(_look_up_next, tables, _distinct_rows(rows))
+            lookups[rows] = partial(_look_up_next, tables, _distinct_rows(rows, read))
         seconds = paired_seconds({str(rows): lookup for rows, lookup in lookups.items()}, size.repeats)
     for rows in size.shard_rows:
         recorder.add(
-            "pooled lookup, cold caches", "million rows/s", SMALL / seconds[str(rows)] / 1e6, rows=rows
+            "pooled lookup, cold caches", "million rows/s", read / seconds[str(rows)] / 1e6, rows=rows
         )
     if {SMALL, LARGE} <= set(size.shard_rows):
         share = seconds[str(SMALL)] / seconds[str(LARGE)]
@@ -129,9 +134,9 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
         recorder.missing("lookups_2e24_over_2e16", "one of the two tables was not measured")
 
 
-def _distinct_rows(rows: int) -> NDArray[np.int64]:
-    """`SMALL` different rows, as those of tokens with HEADS * K entries each."""
-    drawn = np.random.default_rng(0).choice(rows, SMALL, replace=False)
+def _distinct_rows(rows: int, count: int) -> NDArray[np.int64]:
+    """`count` different rows, as those of tokens with HEADS * K entries each."""
+    drawn = np.random.default_rng(0).choice(rows, count, replace=False)
     return drawn.reshape(-1, HEADS * K)
 
 

@@ -18,6 +18,10 @@ from memory_store.wire_types import WireType
 CALLS_AT_ONCE = 8
 # The thread that waits for frames takes them from the connection itself, without another that hands each over.
 _READ_BY_THE_CALLER = (ChannelOptions.SingleThreadedUnaryStream, 1)
+# Otherwise channels to one address share a connection: a new one would begin with the pause before the next attempt
+# that an old one, whose shard has died, is in.
+_A_CONNECTION_OF_ITS_OWN = ("grpc.use_local_subchannel_pool", 1)
+_OPTIONS = [*CHANNEL_OPTIONS, _READ_BY_THE_CALLER, _A_CONNECTION_OF_ITS_OWN]
 _ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited for
 
 
@@ -28,7 +32,7 @@ class GrpcCarrier:
         keep_freed_memory()
         self.address = address
         self._wire: WireType = wire
-        self._channel = grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, _READ_BY_THE_CALLER])
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._send_frame: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(METHOD)
         self._send_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
         self._metadata = ((TOKEN_KEY, token),)

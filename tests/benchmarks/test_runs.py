@@ -25,7 +25,7 @@ STEP = step.StepSize(
     *(2, 16, 2, 1, 2),
 )
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
-SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 64, 64, 2, (2,), 2**12)
+SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
 
 
 def check(run: BenchmarkRun, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import count
 
 import grpc
 import numpy as np
@@ -87,6 +88,24 @@ def test_two_servers_can_not_share_a_port(server: ShardServer):
     (host,) = in_process_hosts([SPEC])
     with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
         ShardServer(host, f"127.0.0.1:{server.port}", TOKEN)
+
+
+def test_a_new_connection_does_not_wait_with_an_old_one_whose_shard_has_died():
+    (host,) = in_process_hosts([SPEC])
+    dying = ShardServer(host, "127.0.0.1:0", TOKEN)
+    address = f"127.0.0.1:{dying.port}"
+    old = GrpcCarrier(address, TOKEN)
+    old.submit(m.Describe(), 20).result()
+    dying.stop(0)
+    answers = (old.submit(m.Describe(), 20).result() for _ in count())
+    with pytest.raises(StoreError, match="UNAVAILABLE"):
+        list(answers)  # the end of the connection may be noticed a little later than the server's own
+    successor = ShardServer(host, address, TOKEN)
+    new = GrpcCarrier(address, TOKEN)
+    assert isinstance(new.submit(m.Describe(), 20).result(), m.ShardInfo)
+    for part in (old, new):
+        part.close()
+    successor.stop(0)
 
 
 # ---- sizes and deadlines -----------------------------------------------------------------------------------
