@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.plain_selection import select_plainly
+from memory_store.calls import Waiting
 from workers.memory_layer import MemoryLayer
 
 
@@ -22,8 +23,8 @@ class PlainMemory(nn.Module):
         self.query_network, self.product_keys, self.k = layer.query_network, layer.product_keys, layer.k
         self.values, self.sparse = nn.Parameter(values), sparse
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x `[..., dim]` -> `[..., dim]`; padding is not spared, so there must be none."""
+    def begin(self, x: Tensor, mask: Tensor | None = None) -> Waiting[Tensor]:
+        """x `[..., dim]` -> `[..., dim]`, at once; padding is not spared, so there must be none."""
         assert mask is None
         queries = self.query_network(x.flatten(0, -2))
         rows, scores = select_plainly(queries, self.product_keys.sub_keys, self.k)
@@ -35,4 +36,4 @@ class PlainMemory(nn.Module):
             mode="sum",
             sparse=self.sparse,
         )
-        return recalled.view_as(x)
+        return lambda: recalled.view_as(x)

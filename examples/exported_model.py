@@ -32,18 +32,21 @@ def logits(config: dict[str, Any], weights: Weights, tokens: Tensor) -> Tensor:
     """Tokens int64 `[L]` -> logits `[L, V]`."""
     model, memory = config["model"], config["memory"]
     x = weights["embedding.weight"][tokens]
+    streams = {}  # after each layer's attention: a memory takes its query there, look_ahead layers before its own
     for number in range(1, model["layers"] + 1):
         layer = part(weights, f"layers.{number - 1}.")
         x = x + attention(
             rms_norm(x, layer["attention_norm.weight"]), layer, model["heads"], config["rotary_base"]
         )
-        normal = rms_norm(x, layer["norm.weight"])
+        streams[number] = x
         if "feed_forward.inner.weight" in layer:
+            normal = rms_norm(x, layer["norm.weight"])
             inner = F.gelu(normal @ layer["feed_forward.inner.weight"].T)
             x = x + inner @ layer["feed_forward.output.weight"].T
         if str(number) in config["tables"]:
             values = weights[f"tables.{config['tables'][str(number)]}"]
-            x = x + recall(normal, part(layer, "memory."), values, memory)
+            asking = rms_norm(streams[number - memory["look_ahead"]], layer["norm.weight"])
+            x = x + recall(asking, part(layer, "memory."), values, memory)
     return rms_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
 
 

@@ -1,12 +1,18 @@
-"""What a finished call must have brought."""
+"""Calls under way: how their outcome is waited for, and what it must be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from memory_store import messages as m
 from memory_store.errors import StoreError
+
+T = TypeVar("T")
+
+Waiting = Callable[[], T]
+"""The rest of something that was begun: call it once to wait for the outcome."""
 
 ReplyType = TypeVar("ReplyType", bound=m.Reply)
 

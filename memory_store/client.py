@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_store import messages as m
-from memory_store.calls import ReplyType, expect
+from memory_store.calls import ReplyType, Waiting, expect
 from memory_store.carriers.base import Carrier
 from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
 from memory_store.grouping import group_by_address
@@ -57,15 +57,22 @@ class TableHandle:
         self.spec = spec
         self.name, self.rows, self.dim = spec.name, spec.rows, spec.dim
 
+    def begin_lookup(
+        self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
+    ) -> Waiting[Lookup]:
+        """Ask for the weighted sum of rows of every token: rows int64 `[T, M]`, weights `[T, M]`.
+
+        `keep` makes `Lookup.backward` possible; `track` counts the accesses (for evaluation). Call what comes
+        back once, before the step, for the lookup with its output `[T, D]`. Raises UsageError for a row outside
+        the table; the call, StoreError if a shard refuses or does not answer in time.
+        """
+        return self._client.begin_lookup(self.spec, rows, weights, keep=keep, track=track)
+
     def lookup(
         self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
     ) -> Lookup:
-        """Weighted sum of rows for every token: rows int64 `[T, M]`, weights `[T, M]` -> output `[T, D]`.
-
-        `keep` makes `Lookup.backward` possible; `track` counts the accesses (for evaluation). Raises
-        UsageError for a row outside the table, StoreError if a shard refuses or does not answer in time.
-        """
-        return self._client.lookup(self.spec, rows, weights, keep=keep, track=track)
+        """`begin_lookup` and the wait for it."""
+        return self.begin_lookup(rows, weights, keep=keep, track=track)()
 
 
 class StoreClient:
@@ -138,10 +145,10 @@ class StoreClient:
 
     # ---- lookups -------------------------------------------------------------------------------------------
 
-    def lookup(
+    def begin_lookup(
         self, spec: TableSpec, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool
-    ) -> Lookup:
-        """See `TableHandle.lookup`."""
+    ) -> Waiting[Lookup]:
+        """See `TableHandle.begin_lookup`."""
         self._raise_failed()
         if rows.ndim != 2 or rows.shape != weights.shape:
             raise StoreError(
@@ -163,57 +170,68 @@ class StoreClient:
 
     def _read_in_place(
         self, mapped: MappedShards, spec: TableSpec, entries: Entries, *, keep: bool
-    ) -> Lookup:
-        mapped.wait(self.version, self.sender.epoch, self._timeout_s, self._raise_failed)
-        values = mapped.values(spec.name)
-        output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
-        pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
-        return InPlaceLookup(self, keep, entries, output, spec.name, values)
+    ) -> Waiting[Lookup]:
+        version = self.version
 
-    def _pool(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
+        def finish() -> Lookup:
+            mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed)
+            values = mapped.values(spec.name)
+            output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
+            pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+            return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
+
+        return finish
+
+    def _pool(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Waiting[Lookup]:
         self._lookups += 1
-        parts = split_entries(entries)
-        requests = [
-            m.Pool(
-                sender=self.sender,
-                table=spec.name,
-                version=self.version,
-                lookup=self._lookups,
-                keep=keep,
-                track=track,
-                offsets=part.offsets,
-                addresses=cast("NDArray[np.uint32]", part.take(entries.addresses)),
-                weights=part.take(entries.weights),
-            )
-            for part in parts
-        ]
-        replies = self._each(requests, m.Rows)
-        output = replies[0].values
-        for reply in replies[1:]:
-            output = output + reply.values
-        return PooledLookup(self, keep, entries, output, self._lookups, parts)
+        version, number, parts = self.version, self._lookups, split_entries(entries)
+        futures = self._send(
+            [
+                m.Pool(
+                    sender=self.sender,
+                    table=spec.name,
+                    version=version,
+                    lookup=number,
+                    keep=keep,
+                    track=track,
+                    offsets=part.offsets,
+                    addresses=cast("NDArray[np.uint32]", part.take(entries.addresses)),
+                    weights=part.take(entries.weights),
+                )
+                for part in parts
+            ]
+        )
 
-    def _fetch(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Lookup:
+        def finish() -> Lookup:
+            first, *others = (expect(future, m.Rows).values for future in futures)
+            output = first
+            for partial_sums in others:
+                output = output + partial_sums
+            return PooledLookup(self, version, keep, entries, output, number, parts)
+
+        return finish
+
+    def _fetch(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Waiting[Lookup]:
         groups = group_by_address(entries.addresses)
         accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
         weight_sums = np.empty(accesses.size, dtype=spec.compute_dtype)
         if track:
             access_sums(groups.starts, groups.order, entries.weights, accesses, weight_sums)
-        slices = shard_slices(groups, entries.bounds)
-        replies = self._each(
+        version, slices = self.version, shard_slices(groups, entries.bounds)
+        futures = self._send(
             [
-                m.Fetch(
-                    spec.name, self.version, track, groups.addresses[part], accesses[part], weight_sums[part]
-                )
+                m.Fetch(spec.name, version, track, groups.addresses[part], accesses[part], weight_sums[part])
                 for part in slices
-            ],
-            m.Rows,
+            ]
         )
-        values = (
-            replies[0].values if len(replies) == 1 else np.concatenate([reply.values for reply in replies])
-        )
-        rows = FetchedRows(entries, groups, values)
-        return FetchedLookup(self, keep, entries, rows.pooled(), spec.name, rows, slices)
+
+        def finish() -> Lookup:
+            fetched = [expect(future, m.Rows).values for future in futures]
+            values = fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
+            rows = FetchedRows(entries, groups, values)
+            return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
+
+        return finish
 
     # ---- updates -------------------------------------------------------------------------------------------
 
@@ -291,17 +309,16 @@ class StoreClient:
 
     # ---- calls ---------------------------------------------------------------------------------------------
 
-    def _each(self, requests: Sequence[m.Request], reply: type[ReplyType]) -> list[ReplyType]:
-        """Send request s to shard s, all at once; replies in shard order."""
-        futures = [
+    def _send(self, requests: Sequence[m.Request]) -> list[Future[m.Reply]]:
+        """Send request s to shard s, all at once."""
+        return [
             carrier.submit(request, self._timeout_s)
             for carrier, request in zip(self._carriers, requests, strict=True)
         ]
-        return [expect(future, reply) for future in futures]
 
     def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
         """Send one request to every shard; replies in shard order."""
-        return self._each([request] * len(self._carriers), reply)
+        return [expect(future, reply) for future in self._send([request] * len(self._carriers))]
 
     def close(self) -> None:
         """Close the connections; the shards stay."""

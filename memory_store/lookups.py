@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_store.calls import Waiting
 from memory_store.compilation import compiled
 from memory_store.grouping import Groups, count_distinct
 from memory_store.kernels import FloatArray, pool_rows, weight_gradients
@@ -52,12 +53,15 @@ class Entries:
 class Lookup(Protocol):
     """A finished lookup.
 
-    `output` is `[T, D]`. If the lookup was made with keep, `backward` may be called once before the step: it
-    takes the output's gradient `[T, D]`, contributes to the rows, and returns the weights' gradient `[T, M]`.
+    `output` is `[T, D]`. If the lookup was made with keep, its backward pass may run once before the step:
+    `begin_backward` takes the output's gradient `[T, D]` and contributes to the rows; what it returns waits for
+    the weights' gradient `[T, M]`, and must be called before the step too. `backward` does both.
     A store in this process keeps the arrays it was given until the step: don't write into them before.
     """
 
     output: FloatArray
+
+    def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]: ...
 
     def backward(self, output_gradient: FloatArray) -> FloatArray: ...
 

@@ -1,10 +1,11 @@
 """A lookup between its forward and its backward pass, and what each kind of lookup does with the gradient.
 
-The row gradients are on their way to the shards when `backward` returns; `StoreClient.step` waits for them.
+The row gradients are on their way to the shards when `begin_backward` returns; `StoreClient.step` waits for them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_store import messages as m
-from memory_store.calls import expect
+from memory_store.calls import Waiting, expect
 from memory_store.errors import StoreError
 from memory_store.kernels import FloatArray, weight_gradients
 from memory_store.lookups import Entries, FetchedRows, ShardEntries, split_entries
@@ -28,17 +29,27 @@ class Contributor(Protocol):
     def contribute(self, shard: int, make: Contributing, **parts: Any) -> Future[m.Reply]: ...
 
 
-class OpenLookup:
+class OpenLookup(ABC):
     """What both lookups have in common: one backward pass, before the step of the lookup is over."""
 
-    def __init__(self, client: Contributor, keep: bool, entries: Entries, output: FloatArray) -> None:
+    def __init__(
+        self, client: Contributor, version: int, keep: bool, entries: Entries, output: FloatArray
+    ) -> None:
         self.output = output
         self._client = client
-        self._version = client.version
+        self._version = version
         self._awaits_backward = keep
         self._shape = (entries.tokens, entries.per_token)
 
-    def _begin_backward(self, output_gradient: FloatArray) -> FloatArray:
+    @abstractmethod
+    def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]:
+        """See `Lookup`."""
+
+    def backward(self, output_gradient: FloatArray) -> FloatArray:
+        """See `Lookup`."""
+        return self.begin_backward(output_gradient)()
+
+    def _checked(self, output_gradient: FloatArray) -> FloatArray:
         if not self._awaits_backward:
             raise StoreError("This lookup was made without keep, or its backward pass has run already.")
         if self._version != self._client.version:
@@ -59,34 +70,40 @@ class PooledLookup(OpenLookup):
     def __init__(
         self,
         client: Contributor,
+        version: int,
         keep: bool,
         entries: Entries,
         output: FloatArray,
         number: int,
         parts: list[ShardEntries],
     ) -> None:
-        super().__init__(client, keep, entries, output)
+        super().__init__(client, version, keep, entries, output)
         self._number, self._parts = number, parts
 
-    def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = self._begin_backward(output_gradient)
+    def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]:
+        gradient = self._checked(output_gradient)
         futures = [
             self._client.contribute(shard, m.PoolGradient, lookup=self._number, output_gradient=gradient)
             for shard in range(len(self._parts))
         ]
-        replies = [expect(future, m.WeightGradient).gradient for future in futures]
-        if self._parts[0].entry is None:
-            return replies[0].reshape(self._shape)
-        whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
-        for part, reply in zip(self._parts, replies, strict=True):
-            whole[part.entry] = reply
-        return whole.reshape(self._shape)
+
+        def finish() -> FloatArray:
+            replies = [expect(future, m.WeightGradient).gradient for future in futures]
+            if self._parts[0].entry is None:
+                return replies[0].reshape(self._shape)
+            whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
+            for part, reply in zip(self._parts, replies, strict=True):
+                whole[part.entry] = reply
+            return whole.reshape(self._shape)
+
+        return finish
 
 
 class FetchedLookup(OpenLookup):
     def __init__(
         self,
         client: Contributor,
+        version: int,
         keep: bool,
         entries: Entries,
         output: FloatArray,
@@ -94,11 +111,11 @@ class FetchedLookup(OpenLookup):
         rows: FetchedRows,
         slices: list[slice],
     ) -> None:
-        super().__init__(client, keep, entries, output)
+        super().__init__(client, version, keep, entries, output)
         self._table, self._rows, self._slices = table, rows, slices
 
-    def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = self._begin_backward(output_gradient)
+    def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]:
+        gradient = self._checked(output_gradient)
         row_gradients = self._rows.row_gradients(gradient)
         for shard, part in enumerate(self._slices):
             self._client.contribute(
@@ -108,7 +125,7 @@ class FetchedLookup(OpenLookup):
                 addresses=self._rows.groups.addresses[part],
                 gradients=row_gradients[part],
             )
-        return self._rows.weight_gradient(gradient).reshape(self._shape)
+        return lambda: self._rows.weight_gradient(gradient).reshape(self._shape)
 
 
 class InPlaceLookup(OpenLookup):
@@ -117,17 +134,18 @@ class InPlaceLookup(OpenLookup):
     def __init__(
         self,
         client: Contributor,
+        version: int,
         keep: bool,
         entries: Entries,
         output: FloatArray,
         table: str,
         values: NDArray[Any],
     ) -> None:
-        super().__init__(client, keep, entries, output)
+        super().__init__(client, version, keep, entries, output)
         self._table, self._entries, self._values = table, entries, values
 
-    def backward(self, output_gradient: FloatArray) -> FloatArray:
-        gradient = self._begin_backward(output_gradient)
+    def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]:
+        gradient = self._checked(output_gradient)
         entries = self._entries
         for shard, part in enumerate(split_entries(entries)):
             self._client.contribute(
@@ -139,6 +157,10 @@ class InPlaceLookup(OpenLookup):
                 weights=part.take(entries.weights),
                 output_gradient=gradient,
             )
-        weight_gradient = np.empty(entries.addresses.size, dtype=gradient.dtype)
-        weight_gradients(self._values, 0, entries.offsets, entries.addresses, gradient, weight_gradient)
-        return weight_gradient.reshape(self._shape)
+
+        def finish() -> FloatArray:
+            weight_gradient = np.empty(entries.addresses.size, dtype=gradient.dtype)
+            weight_gradients(self._values, 0, entries.offsets, entries.addresses, gradient, weight_gradient)
+            return weight_gradient.reshape(self._shape)
+
+        return finish

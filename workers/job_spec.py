@@ -110,6 +110,8 @@ class MemorySpec(_Spec):
     """Transformer layers that get a memory, counted from 1."""
     position: Literal["replace", "beside"] = "replace"
     """Whether the memory replaces the feed-forward of its layers or stands beside it."""
+    look_ahead: int = Field(default=0, ge=0)
+    """Layers between a memory's query and its answer: the lookup runs while they are computed. 0: none."""
     sub_keys: int = Field(ge=1, le=65_527)
     """Sub-keys per half of a query (n); the value table has n * n rows."""
     heads: int = Field(default=4, ge=1, le=1024)
@@ -134,6 +136,24 @@ class MemorySpec(_Spec):
         if len(set(layers)) < len(layers):
             raise PydanticCustomError("impossible", "a layer is named twice; name each layer once")
         return layers
+
+    @field_validator("look_ahead")
+    @classmethod
+    def _query_layers_exist(cls, look_ahead: int, info: ValidationInfo) -> int:
+        layers = info.data.get("layers")
+        if layers is not None and look_ahead >= min(layers):
+            raise PydanticCustomError(
+                "impossible",
+                "{look_ahead} layers before the memory in layer {first} there is no layer to take its query from; "
+                "use 0 to {most}, or move the memory to layer {next} or later",
+                {
+                    "look_ahead": look_ahead,
+                    "first": min(layers),
+                    "most": min(layers) - 1,
+                    "next": look_ahead + 1,
+                },
+            )
+        return look_ahead
 
     @field_validator("k")
     @classmethod

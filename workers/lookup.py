@@ -3,6 +3,11 @@
 The table's values are no parameter of the model. The gradient of the weights comes back to autograd; the
 gradient of the rows stays in the store, which applies its own optimizer at `store.step`. A dense gradient
 of the table never exists.
+
+A lookup is two functions to autograd, so that what the model computes between them hides the way to the shards
+and back. `_Ask` sends rows and weights, `_Take` waits for the sums. Backward, `_Take` sends the sums' gradient and
+`_Ask` waits for the weights'. Autograd runs the functions that are ready in reverse order of their forward passes,
+so between these two it runs what was computed between them.
 """
 
 from __future__ import annotations
@@ -14,51 +19,85 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from memory_store.calls import Waiting
 from memory_store.client import TableHandle
 from memory_store.errors import UsageError
 from memory_store.lookups import Lookup
 
 
-def lookup(table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False) -> Tensor:
-    """Weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]` -> `[T, D]`.
+def begin_lookup(
+    table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False
+) -> Waiting[Tensor]:
+    """Ask for weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]`; what comes back waits for them `[T, D]`.
 
-    The output has the type and device of the weights. With gradients enabled, the rows' gradients are
+    The sums have the type and device of the weights. With gradients enabled, the rows' gradients are
     collected even where the weights need none (a frozen model whose table learns). `track` counts the
-    accesses. Raises what `TableHandle.lookup` raises.
+    accesses. Raises what `TableHandle.begin_lookup` and its wait raise.
     """
     keep = torch.is_grad_enabled()
     if keep and not weights.requires_grad:
         weights = weights.detach().requires_grad_()
-    output: Tensor = _Lookup.apply(weights, rows, table, keep, track)  # type: ignore[no-untyped-call]
-    return output
+    exchange = _Exchange()
+    ticket: Tensor = _Ask.apply(weights, rows, table, keep, track, exchange)  # type: ignore[no-untyped-call]
+
+    def take() -> Tensor:
+        sums: Tensor = _Take.apply(ticket, exchange)  # type: ignore[no-untyped-call]
+        return sums
+
+    return take
 
 
-class _Lookup(torch.autograd.Function):
+class _Exchange:
+    """What `_Ask` and `_Take` begin for each other."""
+
+    sums: Waiting[Lookup]
+    weight_gradient: Waiting[NDArray[Any]]
+
+
+class _Ask(torch.autograd.Function):
+    """Weights `[T, M]` -> a ticket: an empty tensor, by which autograd knows that `_Take` depends on this."""
+
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, rows: Tensor, table: TableHandle, keep: bool, track: bool
+        ctx: Any,
+        weights: Tensor,
+        rows: Tensor,
+        table: TableHandle,
+        keep: bool,
+        track: bool,
+        exchange: _Exchange,
     ) -> Tensor:
-        ctx.spent, ctx.found, ctx.shape = False, None, weights.shape
-        if weights.numel() == 0:
-            return weights.new_zeros(weights.shape[0], table.dim)
-        found = table.lookup(_array(rows), _array(weights), keep=keep, track=track)
-        ctx.found = found
-        return torch.from_numpy(found.output).to(weights)
+        ctx.exchange = exchange
+        exchange.sums = table.begin_lookup(_array(rows), _array(weights), keep=keep, track=track)
+        return weights.new_empty(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        if ctx.spent:
+    def backward(ctx: Any, ticket_gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        weight_gradient = torch.from_numpy(ctx.exchange.weight_gradient())
+        return weight_gradient.to(ticket_gradient), None, None, None, None, None
+
+
+class _Take(torch.autograd.Function):
+    """A ticket -> the sums `[T, D]`."""
+
+    @staticmethod
+    def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
+        ctx.exchange, ctx.found = exchange, exchange.sums()
+        return torch.from_numpy(ctx.found.output).to(ticket)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
+        found: Lookup | None = ctx.found
+        if found is None:
             raise UsageError(
                 "A backward pass went through one memory lookup twice, which would count its row gradients "
                 "twice; run the forward pass again, or add the losses up and call backward once."
             )
-        found: Lookup | None = ctx.found
-        ctx.spent, ctx.found = True, None
-        if found is None:
-            return output_gradient.new_zeros(ctx.shape), None, None, None, None
-        weight_gradient = torch.from_numpy(found.backward(_array(output_gradient)))
-        return weight_gradient.to(output_gradient), None, None, None, None
+        ctx.found = None
+        ctx.exchange.weight_gradient = found.begin_backward(_array(output_gradient))
+        return output_gradient.new_empty(0), None
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_store.calls import Waiting
 from memory_store.client import TableHandle
 from memory_store.errors import UsageError
 from workers.initialization import seeded_linear
-from workers.lookup import lookup
+from workers.lookup import begin_lookup
 from workers.product_keys import ProductKeys
 from workers.query_network import QueryNetwork, QueryNetworkKind, QueryNorm
 
@@ -82,24 +83,33 @@ class MemoryLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x `[..., dim]`, mask bool `[...]` (True: a real token; None: all are) -> `[..., dim]`, zero at
         padding."""
+        return self.begin(x, mask)()
+
+    def begin(self, x: Tensor, mask: Tensor | None = None) -> Waiting[Tensor]:
+        """`forward`, begun: the rows are chosen and asked for, and what comes back waits for the output."""
         tokens = x.reshape(-1, x.shape[-1])
         if mask is None:
-            return self._recall(tokens).reshape(x.shape)
+            recalled = self._begin(tokens)
+            return lambda: recalled().reshape(x.shape)
         real = mask.reshape(-1).nonzero().squeeze(1)
-        recalled = self._recall(tokens[real])
-        return torch.zeros_like(tokens).index_copy(0, real, recalled).reshape(x.shape)
+        recalled = self._begin(tokens[real])
+        return lambda: torch.zeros_like(tokens).index_copy(0, real, recalled()).reshape(x.shape)
 
-    def _recall(self, tokens: Tensor) -> Tensor:
-        """`[T, dim]` -> `[T, dim]`."""
+    def _begin(self, tokens: Tensor) -> Waiting[Tensor]:
+        """`begin` for tokens `[T, dim]` that are all real."""
         if self.ablation == "zero":
-            return torch.zeros_like(tokens)
+            return lambda: torch.zeros_like(tokens)
         rows, scores = self.product_keys.select(self.query_network(tokens), self.k)
         if self.ablation == "shuffle":
             rows = _permuted(rows, self.table.rows)
         weights = scores.softmax(-1)
-        recalled = lookup(self.table, rows.flatten(1), weights.flatten(1), track=self.track_access)
-        recalled = recalled.to(tokens.dtype)
-        return recalled if self.gate is None else self.gate(recalled, tokens)
+        sums = begin_lookup(self.table, rows.flatten(1), weights.flatten(1), track=self.track_access)
+
+        def finish() -> Tensor:
+            recalled = sums().to(tokens.dtype)
+            return recalled if self.gate is None else self.gate(recalled, tokens)
+
+        return finish
 
 
 class OutputGate(nn.Module):

@@ -4,20 +4,28 @@ Pre-norm with RMSNorm, rotary positions, causal scaled-dot-product attention, GE
 and one matrix as token embedding and as output layer. A memory replaces the feed-forward of its layer, or
 stands beside it and is added. With `memory=None` this is the dense twin.
 
+With a look-ahead of `a` layers, the memory of layer L takes its query from the residual stream after the attention
+of layer L - a, normalised by layer L's own norm; its answer is added in layer L as ever. The lookup is under way
+while the layers between are computed, and in the backward pass while they are differentiated. Without look-ahead
+it is under way during the feed-forward beside it, if there is one.
+
 The first weights of every part depend on the seed and on the part's place alone: a model with memory and
 its dense twin start with the same embedding, attention and feed-forward layers.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from itertools import zip_longest
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memory_store.calls import Waiting
 from memory_store.client import TableHandle
 from workers.initialization import seeded_linear
 from workers.job_spec import MemorySpec, ModelSpec
@@ -46,6 +54,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.head_width = model.dim // model.heads
+        self.look_ahead = memory.look_ahead if memory is not None else 0
         self.embedding = nn.Embedding(vocabulary_size, model.dim)
         nn.init.normal_(self.embedding.weight, std=0.02, generator=_generator(seed, 0))
         self.layers = nn.ModuleList()
@@ -104,14 +113,23 @@ class Transformer(nn.Module):
         """Tokens `[B, L]` -> the normalised residual stream after the last layer `[B, L, dim]`."""
         x: Tensor = self.embedding(tokens)
         rotation = rotary_angles(tokens.shape[1], self.head_width, tokens.device)
-        for layer in self.layers:
-            x = layer(x, rotation, mask)
+        layers = cast(list[Layer], list(self.layers))
+        recalls: deque[Waiting[Tensor] | None] = deque(
+            [None] * self.look_ahead
+        )  # of the next layers, in order
+        for layer, asking in zip_longest(layers, layers[self.look_ahead :]):
+            x = layer.attend(x, rotation)
+            recalls.append(asking and asking.begin_recall(x, mask))
+            x = layer.feed(x, recalls.popleft())
         normal: Tensor = self.norm(x)
         return normal
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, memory, or both side by side; each adds to the residual stream."""
+    """Attention, then feed-forward, memory, or both side by side; each adds to the residual stream `[B, L, dim]`.
+
+    In two halves, because a memory's query may be taken between the halves of a layer before.
+    """
 
     def __init__(
         self, model: ModelSpec, memory: MemoryLayer | None, *, feed_forward: bool, generator: torch.Generator
@@ -123,13 +141,21 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(model, generator) if feed_forward else None
         self.memory = memory
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation)
-        normal = self.norm(x)
+    def attend(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """The first half."""
+        added: Tensor = self.attention(self.attention_norm(x), rotation)
+        return x + added
+
+    def begin_recall(self, x: Tensor, mask: Tensor | None) -> Waiting[Tensor] | None:
+        """Take the query of this layer's memory, if it has one, from a stream between two halves."""
+        return None if self.memory is None else self.memory.begin(self.norm(x), mask)
+
+    def feed(self, x: Tensor, recall: Waiting[Tensor] | None) -> Tensor:
+        """The second half; `recall` is what `begin_recall` gave."""
         if self.feed_forward is not None:
-            x = x + self.feed_forward(normal)
-        if self.memory is not None:
-            x = x + self.memory(normal, mask)
+            x = x + self.feed_forward(self.norm(x))
+        if recall is not None:
+            x = x + recall()
         return x
 
 

@@ -1,5 +1,4 @@
-"""An independent memory layer for tests: plain PyTorch with autograd, a dense table, and top-k over all n*n
-keys.
+"""Independent models for tests: plain PyTorch with autograd, dense tables, and top-k over all n*n keys.
 
 Nothing here is shared with workers or memory_store. Parameters go by the names they have in a MemoryLayer's
 state_dict.
@@ -56,3 +55,68 @@ def plain_memory(x: Tensor, table: Tensor, p: Mapping[str, Tensor], *, k: int, n
         opening = x @ p["gate.gate.weight"].T
         y = (y * opening / (1 + (-opening).exp())) @ p["gate.output.weight"].T
     return y
+
+
+def plain_transformer_hidden(
+    p: Mapping[str, Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    tables: Mapping[int, Tensor],
+    *,
+    layers: int,
+    heads: int,
+    look_ahead: int,
+    k: int,
+    norm: str,
+) -> Tensor:
+    """Tokens `[B, L]` -> the stream before the output layer `[B, L, dim]`, in training mode.
+
+    `tables` by the number of the memory layer, from 1. One layer after the other, and a memory's answer is computed
+    where it is added, from the stream that was kept for its query.
+    """
+    x = p["embedding.weight"][tokens]
+    streams = {}
+    for number in range(1, layers + 1):
+        layer = _below(p, f"layers.{number - 1}.")
+        x = x + plain_attention(rms_norm(x, layer["attention_norm.weight"]), layer, heads)
+        streams[number] = x
+        if "feed_forward.inner.weight" in layer:
+            inner = rms_norm(x, layer["norm.weight"]) @ layer["feed_forward.inner.weight"].T
+            gelu = inner * (1 + torch.erf(inner / 2**0.5)) / 2
+            x = x + gelu @ layer["feed_forward.output.weight"].T
+        if number in tables:
+            asking = rms_norm(streams[number - look_ahead], layer["norm.weight"])[mask]
+            answer = plain_memory(asking, tables[number], _below(layer, "memory."), k=k, norm=norm)
+            x = x.masked_scatter(mask[..., None], x[mask] + answer)
+    return rms_norm(x, p["norm.weight"])
+
+
+def plain_attention(x: Tensor, p: Mapping[str, Tensor], heads: int) -> Tensor:
+    """Causal attention, `[B, L, dim]` -> `[B, L, dim]`; positions turn pairs as complex numbers."""
+    length, dim = x.shape[1:]
+    width = dim // heads
+    angles = torch.outer(
+        torch.arange(length, dtype=x.dtype), 10_000.0 ** -(torch.arange(0, width, 2, dtype=x.dtype) / width)
+    )
+    outputs = []
+    for head in range(heads):
+        query, key, value = (
+            x @ p["attention.query_key_value.weight"][start : start + width].T
+            for start in range(head * width, 3 * dim, dim)
+        )
+        turned = []
+        for features in (query, key):
+            pairs = torch.complex(*features.chunk(2, dim=-1)) * torch.exp(1j * angles)
+            turned.append(torch.cat([pairs.real, pairs.imag], dim=-1))
+        scores = turned[0] @ turned[1].mT / width**0.5
+        future = torch.arange(length)[:, None] < torch.arange(length)
+        outputs.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ value)
+    return torch.cat(outputs, dim=-1) @ p["attention.output.weight"].T
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).rsqrt() * weight
+
+
+def _below(p: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}

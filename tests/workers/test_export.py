@@ -36,6 +36,7 @@ KINDS = {
         "memory__shared_table": False,
     },
     "bare": {"memory__layers": [1, 2], "memory__query_norm": "none"},
+    "ahead": {"memory__layers": [2], "memory__look_ahead": 1},
     "bfloat16": {"memory__values": {"lr": 0.01, "dtype": "bfloat16"}},
     "dense": {"memory": None},
 }

@@ -74,6 +74,8 @@ def test_defaults_are_those_of_the_plan():
         ("memory.layers", []),
         ("memory.layers", [2, 2]),
         ("memory.layers", [5]),
+        ("memory.look_ahead", -1),
+        ("memory.look_ahead", 2),
         ("memory.query_dim", 7),
         ("memory.k", 65),
         ("memory.gate", "yes"),
@@ -106,6 +108,15 @@ def test_unknown_keys_are_refused_in_every_group():
 def test_checks_between_groups_run_although_another_group_is_wrong():
     found = mistakes(data__corpus=3, memory__layers=[9], store__carrier="in_process", train__trainers=2)
     assert set(found) == {"data.corpus", "memory.layers", "store.carrier"}
+
+
+def test_a_refused_look_ahead_says_what_is_allowed():
+    JobSpec.model_validate(settings(memory__layers=[4, 3], memory__look_ahead=2))
+    message = mistakes(memory__layers=[4, 3], memory__look_ahead=3)["memory.look_ahead"]
+    assert message == (
+        "3 layers before the memory in layer 3 there is no layer to take its query from; "
+        "use 0 to 2, or move the memory to layer 4 or later"
+    )
 
 
 @pytest.mark.parametrize(("trainers", "accumulation", "fits"), [(2, 4, True), (3, 1, False), (8, 2, False)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memory_store import OptimizerSpec, StoreClient, TableSpec, UsageError, in_process_store
-from workers.lookup import lookup
+from workers.lookup import begin_lookup
 
 ROWS, DIM = 30, 5
 EVERY_ROW = np.arange(ROWS)[:, None]
@@ -38,7 +38,7 @@ def test_output_and_gradients_equal_a_dense_table(lookup_kind: str) -> None:
     store = open_table(lookup_kind=lookup_kind)
     rows, weights = entries()
     before = values(store)
-    output = lookup(store.table("memory"), rows, weights)
+    output = begin_lookup(store.table("memory"), rows, weights)()
     output.square().sum().backward()
     store.step({"memory": 1.0})
 
@@ -52,7 +52,7 @@ def test_output_and_gradients_equal_a_dense_table(lookup_kind: str) -> None:
 
 def test_output_takes_the_type_of_the_weights() -> None:
     rows, weights = entries(torch.float32)
-    output = lookup(open_table("bfloat16").table("memory"), rows, weights)
+    output = begin_lookup(open_table("bfloat16").table("memory"), rows, weights)()
     assert output.dtype == torch.float32
     output.sum().backward()
     assert weights.grad is not None
@@ -63,7 +63,7 @@ def test_rows_learn_where_the_weights_are_frozen() -> None:
     store = open_table()
     rows, weights = entries()
     before = values(store)
-    lookup(store.table("memory"), rows, weights.detach()).sum().backward()
+    begin_lookup(store.table("memory"), rows, weights.detach())().sum().backward()
     store.step({"memory": 1.0})
     untouched = np.setdiff1d(EVERY_ROW, rows.numpy())
     assert torch.equal(before[untouched], values(store)[untouched])
@@ -75,7 +75,7 @@ def test_without_gradients_nothing_is_kept() -> None:
     rows, weights = entries()
     before = values(store)
     with torch.no_grad():
-        output = lookup(store.table("memory"), rows, weights)
+        output = begin_lookup(store.table("memory"), rows, weights)()
     assert not output.requires_grad
     store.step({"memory": 1.0})
     assert torch.equal(before, values(store))
@@ -85,7 +85,7 @@ def test_without_gradients_nothing_is_kept() -> None:
 def test_a_second_backward_pass_is_refused(count: int) -> None:
     store = open_table()
     rows, weights = entries()
-    output = lookup(store.table("memory"), rows[:count], weights[:count]).sum()
+    output = begin_lookup(store.table("memory"), rows[:count], weights[:count])().sum()
     output.backward(retain_graph=True)
     with pytest.raises(UsageError, match="twice"):
         output.backward()
@@ -94,7 +94,7 @@ def test_a_second_backward_pass_is_refused(count: int) -> None:
 def test_no_tokens() -> None:
     store = open_table()
     rows, weights = entries()
-    output = lookup(store.table("memory"), rows[:0], weights[:0])
+    output = begin_lookup(store.table("memory"), rows[:0], weights[:0])()
     assert output.shape == (0, DIM)
     output.sum().backward()
     assert torch.equal(weights.grad, torch.zeros_like(weights))  # type: ignore[arg-type]

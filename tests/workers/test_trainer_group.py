@@ -92,8 +92,9 @@ def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> Non
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
 
 
-def test_two_trainers_repeat_and_match_one(corpus: Path, tmp_path: Path) -> None:
-    settings = {"train__steps": 10, "train__evaluate_every": 10, "store__lookup": "fetch"}
+@pytest.mark.parametrize("ahead", [{}, {"memory__layers": [2], "memory__look_ahead": 1}])
+def test_two_trainers_repeat_and_match_one(corpus: Path, tmp_path: Path, ahead: dict[str, Any]) -> None:
+    settings = {"train__steps": 10, "train__evaluate_every": 10, "store__lookup": "fetch", **ahead}
     run_job(small_job(corpus, **settings), tmp_path / "one")
     told: list[Progress] = []
     for name in ("two", "again"):

@@ -39,7 +39,12 @@ def new_tokens(seed: int = 1, sequences: int = 3) -> Tensor:
     return torch.randint(VOCABULARY, (sequences, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
-MEMORIES = [None, memory_spec(), memory_spec(layers=(1, 3), position="beside", shared_table=False, gate=True)]
+MEMORIES = [
+    None,
+    memory_spec(),
+    memory_spec(layers=(1, 3), position="beside", shared_table=False, gate=True),
+    memory_spec(layers=(2, 3), look_ahead=1),
+]
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -55,6 +60,14 @@ def test_logits_depend_on_earlier_tokens_alone(memory: MemorySpec | None) -> Non
         difference = (model(changed) - logits).abs().amax(-1)
         assert difference[:, :place].max() == 0 if place else True
         assert difference[:, place:].min() > 0
+
+
+def test_look_ahead_adds_no_weights() -> None:
+    shapes = [
+        {name: value.shape for name, value in build(memory_spec(look_ahead=ahead))[0].state_dict().items()}
+        for ahead in (0, 1)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -95,16 +108,17 @@ def test_loss_without_a_real_token_is_zero() -> None:
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in model.parameters())
 
 
+@pytest.mark.parametrize("memory", [memory_spec(layers=(1, 2)), memory_spec(layers=(2, 3), look_ahead=1)])
 @torch.no_grad()
-def test_padding_does_not_reach_real_tokens() -> None:
-    model, _ = build(memory_spec(layers=(1, 2)))
+def test_padding_does_not_reach_real_tokens(memory: MemorySpec) -> None:
+    model, _ = build(memory)
     tokens = new_tokens()
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 7:] = False
     padded = tokens.where(mask, 0)
     model.train()
     logits = model(padded, mask)[:, :7]
-    alone = build(memory_spec(layers=(1, 2)))[0](tokens[:, :7])
+    alone = build(memory)[0](tokens[:, :7])
     torch.testing.assert_close(logits, alone)  # in training mode: batch statistics must not see the padding
 
 
