@@ -58,7 +58,8 @@ def benchmark(
         Name, typer.Argument(help="A benchmark; all of them; or the report of the last results.")
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer repeats: under 50 s, with more spread.")
+        bool,
+        typer.Option("--quick", help="Fewer repeats and smaller sizes: under 50 s each, with more spread."),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
     results: Annotated[

@@ -74,6 +74,12 @@ TARGETS = (
     Target("step", "step_vs_torch_dense_adam", 1.3, "speed over plain PyTorch with dense Adam"),
     Target("step", "step_vs_dense_twice_the_layers", 1, "speed over the dense model of twice the layers"),
     Target(
+        "step",
+        "inference_vs_dense_twice_the_layers",
+        1.5,
+        "speed of inference over the dense model with twice the layers",
+    ),
+    Target(
         "scaling", "lookups_2e24_over_2e16", 0.5, "row lookups per second at 2^24 rows over those at 2^16"
     ),
     Target(

@@ -6,7 +6,7 @@ All start from the same weights and values and see the same batches; the dense p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain_memory import PlainMemory
-from memory_store.client import StoreClient
+from memory_store.client import StoreClient, TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
 from workers.job_spec import MemorySpec, ModelSpec
 from workers.memory_layer import MemoryLayer
@@ -89,19 +89,24 @@ class ModelKind:
         rows = self.memory.sub_keys**2
         return TableSpec("memory", rows, self.model.dim, seed=self.seed, optimizer=VALUES)
 
-    def with_store(self, store: StoreClient) -> TrainedModel:
-        """The table in `store`, which this model alone writes."""
+    def looking_ahead(self, layers: int) -> ModelKind:
+        """The same with queries taken `layers` earlier."""
+        memory = MemorySpec.model_validate({**self.memory.model_dump(), "look_ahead": layers})
+        return replace(self, memory=memory)
+
+    def with_store(self, store: StoreClient, table: str = "memory") -> TrainedModel:
+        """The values in `table` of `store`, which nobody writes while this model is trained."""
         store.take_over()
-        model = self._built(self.model, self.memory, store)
+        model = self._built(self.model, self.memory, store.table(table))
 
         def apply() -> None:
-            store.step({"memory": LEARNING_RATE})
+            store.step(dict.fromkeys(store.specs, LEARNING_RATE))
 
         return TrainedModel(model, list(model.parameters()), apply, store.synchronise)
 
     def in_plain_pytorch(self, store: StoreClient, values: Tensor, *, sparse: bool) -> TrainedModel:
         """The table as a parameter with SparseAdam, or with dense Adam. `store` only lends its shape."""
-        model = self._built(self.model, self.memory, store)
+        model = self._built(self.model, self.memory, store.table("memory"))
         dense = list(model.parameters())
         (place,) = (name for name, module in model.named_modules() if isinstance(module, MemoryLayer))
         plain = PlainMemory(cast(MemoryLayer, model.get_submodule(place)), values, sparse=sparse)
@@ -120,6 +125,6 @@ class ModelKind:
         model = self._built(self.model.model_copy(update={"layers": 2 * self.model.layers}), None, None)
         return TrainedModel(model, list(model.parameters()))
 
-    def _built(self, model: ModelSpec, memory: MemorySpec | None, store: StoreClient | None) -> Transformer:
-        tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+    def _built(self, model: ModelSpec, memory: MemorySpec | None, table: TableHandle | None) -> Transformer:
+        tables = {"memory": table} if table is not None else {}
         return Transformer(model, memory, self.vocabulary_size, tables, self.seed)

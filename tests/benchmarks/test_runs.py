@@ -19,10 +19,10 @@ TRANSPORT = transport.TransportSize(4096, 64, (100, 1000), 2, 64, 32, 4)
 STEP = step.StepSize(
     step.ModelKind(
         ModelSpec(layers=2, dim=64, heads=2, feed_forward_dim=64),
-        MemorySpec(layers=(1,), sub_keys=32, heads=2, k=4, query_dim=16),
+        MemorySpec(layers=(2,), sub_keys=32, heads=2, k=4, query_dim=16),
         vocabulary_size=100,
     ),
-    *(2, 16, 2, 1, 2),
+    *(2, 16, 2, 1, 2, True),
 )
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
 SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
