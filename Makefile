@@ -7,6 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := .venv/bin
 INSTALLED := .venv/installed
 MEASURED := .venv/installed-peers
+# Python may keep what it compiles: a job is many processes.
+export PYTHONDONTWRITEBYTECODE :=
 SOTU := examples/data/sotu
 
 .PHONY: help

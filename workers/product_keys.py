@@ -103,7 +103,7 @@ class _FusedSelection(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor, score_gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         queries, sub_keys, rows = ctx.saved_tensors
-        query_gradient, sub_key_gradient = torch.zeros_like(queries), torch.zeros_like(sub_keys)
+        query_gradient, sub_key_gradient = torch.empty_like(queries), torch.empty_like(sub_keys)
         selection_gradient(
             queries.numpy(),
             sub_keys.numpy(),

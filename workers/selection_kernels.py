@@ -5,8 +5,8 @@ find a lower bound of the k-th largest number, keep what reaches it (little more
 that. Hardly a loop branches on a number, so compilers make vector instructions of them and the processor
 mispredicts little.
 
-- A bound for a half: split its scores into 2k interleaved groups; at least k scores reach the k-th largest
-  of the groups' maxima.
+- A bound for a half: split its scores into 2k interleaved groups; at least k scores reach whatever k of the groups'
+  maxima reach. The largest such number is come close to by halving an interval.
 - A bound for the pairs: with both halves sorted, at least (i+1)(j+1) pairs reach a[i] + b[j].
 - Only pairs with (i+1)(j+1) <= k can win (119 of 1024 for k = 32): every other has k pairs at least as good
   before it.
@@ -28,6 +28,9 @@ from memory_store.compilation import compiled
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
 
+_HALVINGS = (
+    7  # of the interval that holds the k-th largest of 2k numbers: after them few numbers are left between
+)
 _CHUNKS = 64  # parallel pieces of a selection; each takes its scratch memory once
 
 
@@ -49,8 +52,8 @@ def _sort(numbers: Floats, count: int, places: Places, order: Places) -> None:
 
 
 @compiled()
-def _bound_of_half(scores: Floats, k: int, maxima: Floats, places: Places, order: Places) -> np.float32:
-    """A number that at least k of `scores` `[n]` reach."""
+def _bound_of_half(scores: Floats, k: int, maxima: Floats) -> np.float32:
+    """A number that at least k of `scores` `[n]` reach, and few more."""
     groups = 2 * k
     if scores.size < groups:
         return np.float32(-np.inf)
@@ -59,8 +62,19 @@ def _bound_of_half(scores: Floats, k: int, maxima: Floats, places: Places, order
         part = scores[begin : begin + groups]
         for group in range(groups):
             maxima[group] = max(part[group], maxima[group])
-    _sort(maxima, groups, places, order)
-    return maxima[order[k - 1]]  # type: ignore[no-any-return]
+    bound = beyond = maxima[0]
+    for group in range(1, groups):
+        bound, beyond = min(maxima[group], bound), max(maxima[group], beyond)
+    for _ in range(_HALVINGS):
+        middle = np.float32(0.5) * (bound + beyond)
+        reaching = 0
+        for group in range(groups):
+            reaching += not (maxima[group] < middle)
+        if reaching >= k:
+            bound = middle
+        else:
+            beyond = middle
+    return bound
 
 
 @compiled()
@@ -91,11 +105,9 @@ def keep_pairs(first: Floats, second: Floats, k: int, bound: np.float32, kept: F
     for i in range(k):
         for j in range(k // (i + 1)):
             score = first[i] + second[j]
-            if score < bound:
-                break
             kept[count] = score
             names[count] = i * k + j
-            count += 1
+            count += not (score < bound)
     return count
 
 
@@ -123,7 +135,7 @@ def select_pairs(scores: Floats, out_rows: NDArray[np.int64], out_scores: Floats
             token, head = query // heads, query % heads
             for half in range(2):
                 of_half = scores[head, half, token]
-                bound = _bound_of_half(of_half, k, kept, places, order)
+                bound = _bound_of_half(of_half, k, kept)
                 _sort(kept, _keep(of_half, bound, kept, names), places, order)
                 for place in range(k):
                     best[half, place] = kept[order[place]]
@@ -149,8 +161,7 @@ def selection_gradient(
     is needed.
 
     queries and query_gradient `[T, H, 2, C]`, sub_keys and sub_key_gradient `[H, 2, n, C]`, rows and
-    score_gradient `[T, H, k]`. Both outputs must come as zeros. Tokens are added in their order, whatever
-    the number of threads.
+    score_gradient `[T, H, k]`. Tokens are added in their order, whatever the number of threads.
     """
     tokens, heads, k = rows.shape
     n, width = sub_keys.shape[2], sub_keys.shape[3]
@@ -160,6 +171,7 @@ def selection_gradient(
         sums = np.empty(n, dtype=np.float32)  # gradient of this token's score of each sub-key it touches
         touched = np.empty(k, dtype=np.int64)
         last_token = np.full(n, -1, dtype=np.int64)
+        keys_gradient[:] = 0
         for token in range(tokens):
             count = 0
             for place in range(k):
@@ -171,6 +183,7 @@ def selection_gradient(
                     touched[count] = index
                     count += 1
                 sums[index] += score_gradient[token, head, place]
+            query_gradient[token, head, half] = 0
             for place in range(count):
                 index = touched[place]
                 gradient = sums[index]

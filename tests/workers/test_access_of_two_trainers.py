@@ -45,14 +45,12 @@ def count_by_hand(run: RunFolder) -> np.ndarray[tuple[int], np.dtype[np.float64]
     (layer,) = (module for module in trained.model.modules() if isinstance(module, MemoryLayer))
     weights = np.zeros(trained.job.table_rows())
     seen: list[torch.Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    handle = layer.query_network.register_forward_hook(lambda *parts: seen.append(parts[-1].detach()))
     length = trained.job.data.sequence_length
     with torch.no_grad():
         for tokens, _, mask in evaluation_batches(trained.corpus.tokens("test"), length, 1):
             trained.model(torch.from_numpy(tokens), torch.from_numpy(mask))
-            real = seen.pop()[torch.from_numpy(mask)]
-            queries = layer.query_network(real)
-            selection = layer.product_keys.select(queries, trained.job.memory.k)  # type: ignore[union-attr]
+            selection = layer.product_keys.select(seen.pop(), trained.job.memory.k)  # type: ignore[union-attr]
             chosen = torch.softmax(selection.scores, dim=-1)
             np.add.at(weights, selection.rows.numpy().reshape(-1), chosen.numpy().reshape(-1))
     handle.remove()
