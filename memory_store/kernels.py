@@ -108,7 +108,7 @@ def weight_gradients(
     last = addresses.size - 1
     zero = output_gradient.dtype.type(0)
     for token in prange(tokens):
-        begin, end = np.int64(offsets[token]), np.int64(offsets[token + 1])
+        begin, end = int(offsets[token]), int(offsets[token + 1])
         for e0 in range(begin, end, 4):
             # Four at a time, also at the end, where the last is computed again: every entry has the same bits anywhere.
             e1, e2, e3 = min(e0 + 1, end - 1), min(e0 + 2, end - 1), min(e0 + 3, end - 1)

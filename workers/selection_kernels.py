@@ -74,7 +74,7 @@ def _bound_of_half(scores: Floats, k: int, maxima: Floats) -> np.float32:
             bound = middle
         else:
             beyond = middle
-    return bound
+    return np.float32(bound)
 
 
 @compiled()
