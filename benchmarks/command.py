@@ -59,7 +59,7 @@ def benchmark(
     ],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Fewer repeats and smaller sizes: under 50 s each, with more spread."),
+        typer.Option("--quick", help="Fewer repeats, fewer sizes: under 50 s each, with more spread."),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
     results: Annotated[

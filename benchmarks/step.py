@@ -34,6 +34,8 @@ GRPC_AHEAD = "shards by gRPC, look-ahead"
 SPARSE_ADAM, DENSE_ADAM = "PyTorch, SparseAdam", "PyTorch, dense Adam"
 TWICE_THE_LAYERS = "dense, twice the layers"
 
+_INFERENCES = 3  # samples for one of training, which takes longer
+
 
 @dataclass(frozen=True)
 class StepSize:
