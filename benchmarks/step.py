@@ -34,8 +34,6 @@ GRPC_AHEAD = "shards by gRPC, look-ahead"
 SPARSE_ADAM, DENSE_ADAM = "PyTorch, SparseAdam", "PyTorch, dense Adam"
 TWICE_THE_LAYERS = "dense, twice the layers"
 
-_INFERENCES = 3  # samples for one of training, which takes longer
-
 
 @dataclass(frozen=True)
 class StepSize:
@@ -55,7 +53,7 @@ _KIND = ModelKind(
     MemorySpec(layers=(2,), sub_keys=512, heads=4, k=32, query_dim=128),
     vocabulary_size=8192,
 )
-FULL = StepSize(_KIND, 16, 256, 2, 3, 15, look_ahead=True)
+FULL = StepSize(_KIND, 16, 256, 2, 3, 7, look_ahead=True)
 # The same work, hardly repeated: smaller tables and batches flatter or wrong the peers.
 QUICK = StepSize(_KIND, 16, 256, 2, 2, 1, look_ahead=False)
 
