@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -66,30 +67,46 @@ def test_job_that_no_host_can_hold_is_refused_at_once(corpus: Path, tmp_path: Pa
         run_job(job, tmp_path / "run")
 
 
-def test_killed_shard_leads_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
+def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
     settings = {"train__steps": 200, "train__cut_every": 20, "store__lookup": "fetch"}
     run_job(small_job(corpus, **settings), tmp_path / "undisturbed")
     killed: list[int] = []
 
-    def kill_when_training() -> None:
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(read_records(metrics)) < 45:
+    def wait_for_steps(steps: int) -> None:
+        deadline = time.monotonic() + 120
+        while (
+            time.monotonic() < deadline and len(read_records(tmp_path / "killed" / "metrics.jsonl")) < steps
+        ):
             time.sleep(0.05)
+
+    def kill(process: int) -> None:
+        os.kill(process, signal.SIGKILL)
+        killed.append(process)
+
+    def kill_when_training() -> None:
+        wait_for_steps(45)
         shard = ray.get_actor("small-shard-1", namespace=NAMESPACE)
-        pid = ray.get(shard.process_id.remote())
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        kill(ray.get(shard.process_id.remote()))
+        wait_for_steps(120)
+        kill(only_process_named("RayTrainWorker"))
 
     thread = threading.Thread(target=kill_when_training)
     thread.start()
     report = run_job(small_job(corpus, **settings, store__carrier="auto"), tmp_path / "killed")
     thread.join()
-    assert killed
-    assert report.restarts >= 1
+    assert len(killed) == 2
+    assert report.restarts >= 2
     assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
     assert dense_weights(last_cut(tmp_path / "killed")) == dense_weights(last_cut(tmp_path / "undisturbed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+
+
+def only_process_named(part: str) -> int:
+    """The process under this one whose command line has `part`; Ray gives its processes the names of their actors."""
+    (process,) = (
+        child.pid for child in psutil.Process().children(recursive=True) if part in " ".join(child.cmdline())
+    )
+    return process
 
 
 @pytest.mark.parametrize("ahead", [{}, {"memory__layers": [2], "memory__look_ahead": 1}])
