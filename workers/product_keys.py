@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from workers.selection_kernels import select_pairs, selection_gradient
 
-TOKENS_AT_ONCE = 512  # tokens whose scores [H, 2, tokens, n] are in memory at a time
+TOKENS_AT_ONCE = 256  # tokens whose scores [H, 2, tokens, n] are in memory at a time
 
 
 class Selection(NamedTuple):
