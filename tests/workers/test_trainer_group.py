@@ -73,7 +73,7 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
     killed: list[int] = []
 
     def wait_for_steps(steps: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while (
             time.monotonic() < deadline and len(read_records(tmp_path / "killed" / "metrics.jsonl")) < steps
         ):
