@@ -13,7 +13,7 @@ mispredicts little.
 - The sort counts for every number how many are larger: that is its place. Equal numbers take the places
   from there on.
 
-NaN counts as larger than any number and is always selected, so that it reaches the loss.
+A query with a NaN among its scores gets k scores NaN, so that it reaches the loss.
 Letters: T tokens, H heads, n sub-keys, k selected, C = query_dim / 2. Numbers are float32.
 """
 
@@ -28,9 +28,8 @@ from memory_store.compilation import compiled
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
 
-_HALVINGS = (
-    7  # of the interval that holds the k-th largest of 2k numbers: after them few numbers are left between
-)
+# Of the interval that holds the k-th largest of 2k numbers: after them few numbers are left in it.
+_HALVINGS = 7
 _CHUNKS = 64  # parallel pieces of a selection; each takes its scratch memory once
 
 
@@ -49,6 +48,14 @@ def _sort(numbers: Floats, count: int, places: Places, order: Places) -> None:
         while order[place] >= 0:
             place += 1
         order[place] = index
+
+
+@compiled()
+def _has_nan(scores: Floats) -> bool:
+    found = 0
+    for index in range(scores.size):
+        found += scores[index] != scores[index]
+    return found > 0
 
 
 @compiled()
@@ -133,6 +140,11 @@ def select_pairs(scores: Floats, out_rows: NDArray[np.int64], out_scores: Floats
         sub_keys = np.empty((2, k), dtype=np.int64)
         for query in range(chunk * queries // _CHUNKS, (chunk + 1) * queries // _CHUNKS):
             token, head = query // heads, query % heads
+            if _has_nan(scores[head, 0, token]) or _has_nan(scores[head, 1, token]):
+                # No order would hold, and places beyond the scratch memory would be read.
+                for place in range(k):
+                    out_rows[token, head, place], out_scores[token, head, place] = place, np.nan
+                continue
             for half in range(2):
                 of_half = scores[head, half, token]
                 bound = _bound_of_half(of_half, k, kept)

@@ -114,9 +114,8 @@ class Transformer(nn.Module):
         x: Tensor = self.embedding(tokens)
         rotation = rotary_angles(tokens.shape[1], self.head_width, tokens.device)
         layers = cast(list[Layer], list(self.layers))
-        recalls: deque[Waiting[Tensor] | None] = deque(
-            [None] * self.look_ahead
-        )  # of the next layers, in order
+        # What the next layers have asked for, in their order; the first layers were asked by none.
+        recalls: deque[Waiting[Tensor] | None] = deque([None] * self.look_ahead)
         for layer, asking in zip_longest(layers, layers[self.look_ahead :]):
             x = layer.attend(x, rotation)
             recalls.append(asking and asking.begin_recall(x, mask))

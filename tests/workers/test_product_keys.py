@@ -156,6 +156,23 @@ def test_not_a_number_reaches_the_scores_and_never_leaves_the_table() -> None:
     assert rows.max() < 100 * 100
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_a_few_scores_that_are_not_finite(odd: float, share: float) -> None:
+    random = np.random.default_rng(0)
+    tokens, n, k = 200, 100, 32
+    scores = random.standard_normal((1, 2, tokens, n), dtype=np.float32)
+    scores[random.random(scores.shape) < share] = odd
+    rows, found = np.empty((tokens, 1, k), np.int64), np.empty((tokens, 1, k), np.float32)
+    select_pairs(scores, rows, found)
+    for token in range(tokens):
+        sums = np.add.outer(scores[0, 0, token], scores[0, 1, token]).reshape(-1)
+        expected = np.full(k, np.nan) if np.isnan(sums).any() else np.sort(sums)[::-1][:k]
+        np.testing.assert_array_equal(found[token, 0], expected)
+        assert len(set(rows[token, 0])) == k
+        assert np.isnan(sums).any() or (sums[rows[token, 0]] == expected).all()
+
+
 def test_keys_start_uniform_and_differ_by_half_head_and_seed() -> None:
     keys = ProductKeys(2, 500, 32, torch.Generator().manual_seed(0)).sub_keys.detach()
     other = ProductKeys(2, 500, 32, torch.Generator().manual_seed(1)).sub_keys.detach()
