@@ -135,8 +135,24 @@ class StoreClient:
 
     def initialise(self) -> None:
         """Put every table to its first values, at version 0."""
-        self.ask(m.Initialise(self.sender), m.Done)
+        self._replace(m.Initialise)
         self.version = 0
+
+    def load_cut(self, folder: str, version: int) -> None:
+        """Have every shard read its buckets of the cut in `folder`, whose step is `version`.
+
+        Raises CutError, naming the file, if the cut is damaged.
+        """
+        self._replace(m.LoadCut, folder=folder)
+        self.version = version
+
+    def _replace(self, make: type[m.Initialise] | type[m.LoadCut], **parts: Any) -> None:
+        requests = []
+        for shard in range(len(self._carriers)):
+            self._seq[shard] += 1
+            requests.append(make(sender=self.sender, seq=self._seq[shard], **parts))
+        for future in self._send(requests):
+            expect(future, m.Done)
 
     @property
     def reads_in_place(self) -> bool:

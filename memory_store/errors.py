@@ -28,6 +28,14 @@ class NonFiniteGradientError(StoreError):
     """A gradient held NaN or infinity; the step was refused and no row was touched."""
 
 
+class SupersededError(StoreError):
+    """Another process has taken this shard over; this one must end, and has acknowledged nothing since."""
+
+
+class LogError(PkmError):
+    """A log of a shard is damaged; the message names the file and the place in it."""
+
+
 class CutError(PkmError):
     """A cut (checkpoint) is incomplete or damaged; the message names the file."""
 

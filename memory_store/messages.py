@@ -52,6 +52,7 @@ class Initialise:
     """Put every table to its first values, at version 0."""
 
     sender: Sender
+    seq: int
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ class LoadCut:
     """Replace all tables by those of the cut in `folder`."""
 
     sender: Sender
+    seq: int
     folder: str
 
 
@@ -212,7 +214,8 @@ class ShardInfo:
     """A shard's place and state.
 
     `tables` is the list of its TableSpecs as JSON, `incarnation` its own life's number. `arena` says, as JSON,
-    where processes on the same host can open its block, and where in it the values of each table begin.
+    where processes on the same host can open its block, and where in it the values of each table begin. `logged`: what
+    it acknowledges outlives a crash of the shard.
     """
 
     shard: int
@@ -224,6 +227,7 @@ class ShardInfo:
     writers: int
     tables: str
     arena: str
+    logged: bool
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ answers. A request that must wait (a lookup for a version that is not reached, a
 writers') is put aside and answered by a later call that makes it possible. Every request may be repeated: a
 waiting one is simply served again when something has changed, which is the same path a client's retry takes.
 
+What must outlive a crash leaves the core as records for its log, in order; an answer that acknowledges one of them says
+how many must be durable before it may be sent.
+
 Invariants: the tables are at version v exactly when v steps have been applied; a step is applied once, when
 every writer has committed; a request of a stale epoch, and a request that is refused, changes nothing.
 """
@@ -21,7 +24,16 @@ from numpy.typing import NDArray
 from memory_store import messages as m
 from memory_store.access import access_map, add_counts, count_entries, sum_accesses
 from memory_store.arena import NO_VERSION, Arena
-from memory_store.errors import FencedError, PkmError, StoreError
+from memory_store.errors import FencedError, LogError, PkmError, StoreError
+from memory_store.log_records import (
+    Base,
+    GroupState,
+    LoggedGroup,
+    LoggedStart,
+    LoggedStep,
+    LogRecord,
+    TableUpdate,
+)
 from memory_store.optimizers import Contributions, squared_norm_by_bucket
 from memory_store.placement import BUCKETS, Placement
 from memory_store.request_checks import (
@@ -44,10 +56,11 @@ _NO_NORMS = np.empty((0, BUCKETS))
 
 @dataclass(frozen=True)
 class Answer:
-    """The reply to the request that came with `ticket`."""
+    """The reply to the request that came with `ticket`, to be sent once the first `after` records are durable."""
 
     ticket: int
     reply: m.Reply | PkmError
+    after: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +84,14 @@ class ShardCore:
         incarnation: str = "",
         max_staleness: int = 0,
         shared: bool = False,
+        logged: bool = False,
     ) -> None:
         self.placement = placement
         self.shard = shard
         self.incarnation = incarnation
         self.max_staleness = max_staleness
+        self.logged = logged
+        self.records_made = 0
         self.version = 0
         sizes = [part_bytes(spec, placement, shard) for spec in specs]
         # Trainers read the values alone: the rest needn't be shared, and private memory comes in larger pages.
@@ -92,6 +108,8 @@ class ShardCore:
         self._group = WriterGroup()
         self._kept: dict[tuple[int, int], m.Pool] = {}
         self._held: _HeldStep | None = None
+        self._lookups_kept = 0
+        self._records: list[LogRecord] = []
         self._waiting: list[tuple[int, m.Request]] = []
         self._answered_state = self._state()
         self.arena.show(self.version, self._group.epoch)
@@ -103,7 +121,7 @@ class ShardCore:
         return self._serve([(ticket, request)]) + self.answer_waiting()
 
     def answer_waiting(self) -> list[Answer]:
-        """The answers that are due because the version, the group or the held step is another than before."""
+        """The answers that are due because something that a request can wait for has changed."""
         answers = []
         while self._answered_state != self._state():
             self._answered_state = self._state()
@@ -115,9 +133,19 @@ class ShardCore:
         """Forget a waiting request whose client has given up."""
         self._waiting = [(waiting, request) for waiting, request in self._waiting if waiting != ticket]
 
-    def _state(self) -> tuple[int, int, _HeldStep | None]:
+    def take_records(self) -> list[LogRecord]:
+        """What has happened since the last call, for the log."""
+        records, self._records = self._records, []
+        return records
+
+    def _record(self, record: LogRecord) -> None:
+        if self.logged:
+            self._records.append(record)
+            self.records_made += 1
+
+    def _state(self) -> tuple[int, int, _HeldStep | None, int]:
         """All that a waiting request can wait for."""
-        return self.version, self._group.epoch, self._held
+        return self.version, self._group.epoch, self._held, self._lookups_kept
 
     def _serve(self, requests: list[tuple[int, m.Request]]) -> list[Answer]:
         answers = []
@@ -130,7 +158,9 @@ class ShardCore:
             if reply is None:
                 self._waiting.append((ticket, request))
             else:
-                answers.append(Answer(ticket, reply))
+                answers.append(
+                    Answer(ticket, reply, self.records_made if _acknowledges(request, reply) else 0)
+                )
         return answers
 
     def _reply(self, request: m.Request) -> m.Reply | None:
@@ -208,6 +238,7 @@ class ShardCore:
                     "run it, or look up without keeping (torch.no_grad)."
                 )
             self._kept[request.sender.writer, request.lookup] = request
+            self._lookups_kept += 1
         if request.track:
             count_entries(
                 request.addresses, request.weights, part.first_address, part.accesses, part.weight_sums
@@ -216,7 +247,7 @@ class ShardCore:
 
     # ---- contributions -------------------------------------------------------------------------------------
 
-    def _pool_gradient(self, request: m.PoolGradient) -> m.WeightGradient:
+    def _pool_gradient(self, request: m.PoolGradient) -> m.WeightGradient | None:
         sender, step, gradient = request.sender, request.step, request.output_gradient
         self._group.check(sender)
         known = self._group.known(sender, request.seq, step)
@@ -224,10 +255,8 @@ class ShardCore:
         if kept is None:
             if known:
                 return m.WeightGradient(np.empty(0, dtype=gradient.dtype))
-            raise StoreError(
-                f"Lookup {request.lookup} of writer {sender.writer} is not kept here: its step is over, or "
-                "it was made without keeping. Look up again before the backward pass."
-            )
+            self._check_step(step)
+            return None  # its lookup may have been overtaken
         part = self.tables[kept.table]
         check_gradient(part, gradient, kept.offsets.size - 1)
         # Made before the contribution is taken, which may complete the step and change the rows.
@@ -308,12 +337,13 @@ class ShardCore:
                 norms[index] = squared_norm_by_bucket(gradients, part.capacity) * settings.scale**2
         self._held = _HeldStep(self.version, contributions, norms)
 
-    def _apply_held(self, request: m.Apply) -> m.Committed:
+    def _apply_held(self, request: m.Apply) -> m.Committed | None:
         self._group.check(request.sender)
         if request.step >= self.version:
-            if self._held is None or self._held.step != request.step:
-                raise StoreError(f"Step {request.step} is not held here: all writers must commit it first.")
+            self._check_step(request.step)
             check_factors("clipping scales", request.scales, len(self.tables))
+            if self._held is None or self._held.step != request.step:
+                return None  # the commits of all writers come first
             held, self._held = self._held, None
             self._update(self._group.settings(held.step), held.contributions, request.scales)
             self._apply_complete_steps()
@@ -323,15 +353,29 @@ class ShardCore:
         self, settings: m.Commit, contributions: list[Contributions | None], scales: NDArray[np.float64]
     ) -> None:
         """Apply the next step and move to the version after it."""
-        step = self.version
+        updates = tuple(
+            TableUpdate(name, float(rate), float(settings.scale * scale), gradients)
+            for name, rate, scale, gradients in zip(
+                self.tables, settings.learning_rates, scales, contributions, strict=True
+            )
+            if gradients is not None
+        )
+        self._group.applied(self.version)
+        self._record(LoggedStep(self.version, dict(self._group.last_applied_seq), updates))
+        self._apply(updates)
+
+    def _apply(self, updates: Sequence[TableUpdate]) -> None:
         self._has_first_values = False
-        for index, (part, gradients) in enumerate(zip(self.tables.values(), contributions, strict=True)):
-            if gradients is not None:
-                rate, scale = float(settings.learning_rates[index]), float(settings.scale * scales[index])
-                part.update(gradients, step=step + 1, learning_rate=rate, scale=scale)
-        self._group.applied(step)
-        self._kept = {key: kept for key, kept in self._kept.items() if kept.version > step}
-        self.version = step + 1
+        for update in updates:
+            part = self.tables[update.table]
+            part.update(
+                update.contributions,
+                step=self.version + 1,
+                learning_rate=update.learning_rate,
+                scale=update.scale,
+            )
+        self._kept = {key: kept for key, kept in self._kept.items() if kept.version > self.version}
+        self.version += 1
         self.arena.show(self.version, self._group.epoch)
 
     # ---- control -------------------------------------------------------------------------------------------
@@ -348,38 +392,87 @@ class ShardCore:
         self._group = WriterGroup(request.session, request.epoch, request.writers)
         self._kept.clear()
         self._held = None
+        self._record(LoggedGroup(self.group_state()))
         self.arena.show(self.version, self._group.epoch)
         return m.Done(duplicate=False)
 
     def _initialise(self, request: m.Initialise) -> m.Done:
-        self._group.check(request.sender)
-        if self._has_first_values:
-            for table in self.tables.values():
-                table.clear_accesses()
-        else:
-            self.begin_replacing()
-            for table in self.tables.values():
-                table.initialise()
-            self._has_first_values = True
-        self.reset_version(0)
+        if self.replaced_before(request):
+            return m.Done(duplicate=True)
+        self.fill_with_first_values()
+        self.replaced(request, Base(version=0))
         return m.Done(duplicate=False)
 
     def check_sender(self, sender: m.Sender) -> None:
         """Raises FencedError unless `sender` belongs to the group in charge."""
         self._group.check(sender)
 
+    def fill_with_first_values(self) -> None:
+        """Put every table to its first values; `replaced` or `restore` must follow."""
+        if self._has_first_values:
+            for table in self.tables.values():
+                table.clear_accesses()
+            return
+        self.begin_replacing()
+        for table in self.tables.values():
+            table.initialise()
+        self._has_first_values = True
+
     def begin_replacing(self) -> None:
-        """The tables are about to be replaced: until `reset_version`, who reads in place finds no version."""
+        """The tables are about to be replaced: until `replaced` or `restore`, who reads in place finds no version."""
         self._has_first_values = False
         self.arena.show(NO_VERSION, self._group.epoch)
 
-    def reset_version(self, version: int) -> None:
-        """The tables have been replaced by those of another version: forget what was pending."""
+    def replaced_before(self, request: m.Initialise | m.LoadCut) -> bool:
+        """Whether the tables were replaced for this request already: one that comes late must not do it again.
+
+        Raises FencedError unless its sender belongs to the group in charge.
+        """
+        self._group.check(request.sender)
+        return request.seq <= self._group.last_applied_seq.get(request.sender.writer, 0)
+
+    def replaced(self, request: m.Initialise | m.LoadCut, base: Base) -> None:
+        """The tables have been replaced by `base`: forget what was pending."""
+        self._group.last_applied_seq[request.sender.writer] = request.seq
+        self.restore(base.version, self.group_state())
+        self._record(LoggedStart(base, self.group_state()))
+
+    # ---- a crash and after ---------------------------------------------------------------------------------
+
+    def group_state(self) -> GroupState:
+        """The group in charge, as the log keeps it."""
+        group = self._group
+        return GroupState(
+            session=group.session,
+            epoch=group.epoch,
+            writers=group.writers,
+            seqs=dict(group.last_applied_seq),
+        )
+
+    def restore(self, version: int, group: GroupState) -> None:
+        """The tables are at `version`, and `group` is in charge; nothing is pending."""
         self.version = version
-        self._group.pending.clear()
+        self._group = WriterGroup(
+            group.session, group.epoch, group.writers, last_applied_seq=dict(group.seqs)
+        )
         self._kept.clear()
         self._held = None
-        self.arena.show(self.version, self._group.epoch)
+        self.arena.show(version, group.epoch)
+
+    def replay(self, step: LoggedStep) -> None:
+        """Apply a step out of the log once more. Raises LogError, before a row changes, if it can't be of these tables."""
+        for update in step.updates:
+            part, gradients = self.tables.get(update.table), update.contributions
+            if (
+                part is None
+                or gradients.vectors.shape[1] != part.spec.dim
+                or gradients.vectors.dtype != part.spec.compute_dtype
+                or not part.owns(gradients.addresses)
+            ):
+                raise LogError(
+                    f"Step {step.step} of the log updates rows of table {update.table!r} that this shard doesn't own."
+                )
+        self._apply(step.updates)
 
     def _describe(self) -> m.ShardInfo:
         offsets = {name: self.arena.offset_of(part.values) for name, part in self.tables.items()}
@@ -393,6 +486,7 @@ class ShardCore:
             writers=self._group.writers,
             tables=json.dumps([asdict(part.spec) for part in self.tables.values()]),
             arena=json.dumps({"path": self.arena.path, "offsets": offsets}),
+            logged=self.logged,
         )
 
     def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:
@@ -406,3 +500,10 @@ class ShardCore:
         if part is None:
             raise StoreError(f"No table {name!r} here; there are: {', '.join(self.tables)}.")
         return part
+
+
+def _acknowledges(request: m.Request, reply: m.Reply) -> bool:
+    """Whether the client relies on `reply` after a crash of the shard."""
+    return isinstance(request, m.OpenGroup | m.Initialise) or (
+        isinstance(reply, m.Committed) and reply.applied
+    )

@@ -1,32 +1,49 @@
-"""The shell round a shard core: a lock, tickets and futures, and the files of cuts.
+"""The shell round a shard core: a lock, tickets and futures, the files of cuts, and the log.
 
 All carriers end here. The core is entered by one thread at a time; a request that must wait gives its thread
 back a future that a later request completes. Reading and writing cuts is done here, because the core knows no
-files.
+files. With a log, an answer that acknowledges something is given when that is durable.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from itertools import chain
 from pathlib import Path
 
 from memory_store import messages as m
 from memory_store.bucket_files import check_buckets, read_buckets, write_buckets
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
+from memory_store.log_records import Base
+from memory_store.log_writer import LogWriter
 from memory_store.shard import Answer, ShardCore
+from memory_store.step_log import StepLog
 
 
 class ShardHost:
-    """One shard, usable from many threads."""
+    """One shard, usable from many threads.
 
-    def __init__(self, core: ShardCore) -> None:
+    `log` is its log, taken over (recovery.py). If it can't be written for good, or another process has taken the shard
+    over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged.
+    """
+
+    def __init__(
+        self,
+        core: ShardCore,
+        log: StepLog | None = None,
+        on_end: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._core = core
         self._lock = threading.Lock()
         self._tickets = 0
         self._futures: dict[int, Future[m.Reply]] = {}
+        self._durable = 0
+        self._undurable: list[Answer] = []
+        self._log = LogWriter(log, self._became_durable, on_end) if log is not None else None
 
     def submit(self, request: m.Request) -> Future[m.Reply]:
         """Hand a request to the shard. The future may complete later, or hold a PkmError."""
@@ -36,15 +53,33 @@ class ShardHost:
             future: Future[m.Reply] = Future()
             self._futures[ticket] = future
             answers = self._handle(ticket, request)
-            due = [(self._futures.pop(answer.ticket, None), answer.reply) for answer in answers]
-        for waiting, reply in due:
-            if waiting is None or not waiting.set_running_or_notify_cancel():
-                continue
-            if isinstance(reply, PkmError):
-                waiting.set_exception(reply)
-            else:
-                waiting.set_result(reply)
+            if self._log is not None:
+                self._log.put(self._core.take_records())
+            due = self._due(answers)
+        _complete(due)
         return future
+
+    def _due(self, answers: Iterable[Answer]) -> list[tuple[Future[m.Reply] | None, m.Reply | PkmError]]:
+        """The answers that may be given now, with their futures; the others are kept until they may."""
+        given = []
+        for answer in answers:
+            if answer.after > self._durable:
+                self._undurable.append(answer)
+            else:
+                given.append((self._futures.pop(answer.ticket, None), answer.reply))
+        return given
+
+    def _became_durable(self, records: int) -> None:
+        with self._lock:
+            self._durable = records
+            undurable, self._undurable = self._undurable, []
+            due = self._due(undurable)
+        _complete(due)
+
+    def close(self) -> None:
+        """Write what is left of the log."""
+        if self._log is not None:
+            self._log.close()
 
     def call(self, request: m.Request, timeout_s: float) -> m.Reply:
         """Serve a request, waiting at most `timeout_s`.
@@ -59,8 +94,13 @@ class ShardHost:
                 return future.result()
             raise StoreError(
                 f"Shard {self._core.shard} could not answer {type(request).__name__} within {timeout_s:g} s: "
-                f"it is at version {self._core.version} and waits for the other writers."
+                f"it is at version {self._core.version} and {self._waits_for()}."
             ) from None
+
+    def _waits_for(self) -> str:
+        if self._log is not None and self._log.trouble:
+            return f"can't write its log ({self._log.trouble}); free some space"
+        return "waits for the other writers"
 
     def abandon(self, future: Future[m.Reply]) -> bool:
         """Forget a request that nobody waits for any more; False if its answer is due already."""
@@ -78,7 +118,8 @@ class ShardHost:
                 case m.WriteCut():
                     return [Answer(ticket, self._write_cut(request))]
                 case m.LoadCut():
-                    return [Answer(ticket, self._load_cut(request)), *self._core.answer_waiting()]
+                    done = self._load_cut(request)
+                    return [Answer(ticket, done, self._core.records_made), *self._core.answer_waiting()]
                 case _:
                     return self._core.handle(ticket, request)
         except PkmError as error:
@@ -101,7 +142,8 @@ class ShardHost:
 
     def _load_cut(self, request: m.LoadCut) -> m.Done:
         core = self._core
-        core.check_sender(request.sender)
+        if core.replaced_before(request):
+            return m.Done(duplicate=True)
         folder = Path(request.folder)
         manifest = read_manifest(folder)
         parts = list(core.tables.values())
@@ -110,5 +152,17 @@ class ShardHost:
         for part, entries in zip(parts, files, strict=True):
             read_buckets(folder, entries, part)
             part.clear_accesses()
-        core.reset_version(manifest.step)
+        base = Base(version=manifest.step, folder=request.folder, files=tuple(chain(*files)))
+        core.replaced(request, base)
         return m.Done(duplicate=False)
+
+
+def _complete(due: Iterable[tuple[Future[m.Reply] | None, m.Reply | PkmError]]) -> None:
+    """Give answers to those who wait; outside the lock, because others' code runs here."""
+    for waiting, reply in due:
+        if waiting is None or not waiting.set_running_or_notify_cancel():
+            continue
+        if isinstance(reply, PkmError):
+            waiting.set_exception(reply)
+        else:
+            waiting.set_result(reply)

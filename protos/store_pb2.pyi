@@ -129,10 +129,12 @@ class OpenGroup(_message.Message):
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., writers: _Optional[int] = ...) -> None: ...
 
 class Initialise(_message.Message):
-    __slots__ = ("sender",)
+    __slots__ = ("sender", "seq")
     SENDER_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ...) -> None: ...
+    seq: int
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("table", "version", "track")
@@ -263,12 +265,14 @@ class WriteCut(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., folder: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class LoadCut(_message.Message):
-    __slots__ = ("sender", "folder")
+    __slots__ = ("sender", "folder", "seq")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     folder: str
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., folder: _Optional[str] = ...) -> None: ...
+    seq: int
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., folder: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("duplicate",)
@@ -277,7 +281,7 @@ class Done(_message.Message):
     def __init__(self, duplicate: _Optional[bool] = ...) -> None: ...
 
 class ShardInfo(_message.Message):
-    __slots__ = ("shard", "shards", "placement", "incarnation", "version", "epoch", "writers", "tables", "arena")
+    __slots__ = ("shard", "shards", "placement", "incarnation", "version", "epoch", "writers", "tables", "arena", "logged")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +291,7 @@ class ShardInfo(_message.Message):
     WRITERS_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     ARENA_FIELD_NUMBER: _ClassVar[int]
+    LOGGED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     shards: int
     placement: str
@@ -296,7 +301,8 @@ class ShardInfo(_message.Message):
     writers: int
     tables: str
     arena: str
-    def __init__(self, shard: _Optional[int] = ..., shards: _Optional[int] = ..., placement: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., writers: _Optional[int] = ..., tables: _Optional[str] = ..., arena: _Optional[str] = ...) -> None: ...
+    logged: bool
+    def __init__(self, shard: _Optional[int] = ..., shards: _Optional[int] = ..., placement: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., writers: _Optional[int] = ..., tables: _Optional[str] = ..., arena: _Optional[str] = ..., logged: _Optional[bool] = ...) -> None: ...
 
 class Rows(_message.Message):
     __slots__ = ()

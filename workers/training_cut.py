@@ -81,5 +81,4 @@ def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Opt
 
 def restore_tables(folder: Path, store: StoreClient) -> None:
     """Have every shard read its buckets of a cut, on whatever number of shards it was written."""
-    store.ask(m.LoadCut(store.sender, str(folder)), m.Done)
-    store.version = read_manifest(folder).step
+    store.load_cut(str(folder), read_manifest(folder).step)

@@ -22,6 +22,7 @@ from memory_store.cuts import (
     begin_cut,
     complete_cuts,
     cut_folder,
+    cut_step,
     describe_file,
     finish_cut,
     prune_cuts,
@@ -87,8 +88,7 @@ class Store:
         return folder
 
     def load(self, folder: Path) -> None:
-        self.client.ask(m.LoadCut(self.client.sender, str(folder)), m.Done)
-        self.client.version = read_manifest(folder).step
+        self.client.load_cut(str(folder), cut_step(folder))
 
 
 # ---- written and read --------------------------------------------------------------------------------------

@@ -158,7 +158,9 @@ def test_no_version_is_shown_while_the_tables_are_being_replaced(
     assert isinstance(written, m.CutWritten)
     files = [CutFile.model_validate(entry) for entry in json.loads(written.files)]
     finish_cut(folder, Manifest(step=0, tables=(spec_as_json(SPEC),), files=tuple(files)))
-    host.call(m.LoadCut(sender, str(folder)), 0)  # or there is nothing to replace: the first values are there
+    host.call(
+        m.LoadCut(sender, 1, str(folder)), 0
+    )  # or there is nothing to replace: the first values are there
     shown = []
     place = "shard_host.read_buckets" if replacing == "cut" else "table.fill_normal"
     whole = read_buckets if replacing == "cut" else fill_normal
@@ -168,6 +170,6 @@ def test_no_version_is_shown_while_the_tables_are_being_replaced(
         whole(*given)
 
     monkeypatch.setattr(f"memory_store.{place}", watched)
-    host.call(m.LoadCut(sender, str(folder)) if replacing == "cut" else m.Initialise(sender), 0)
+    host.call(m.LoadCut(sender, 2, str(folder)) if replacing == "cut" else m.Initialise(sender, 2), 0)
     assert shown == [NO_VERSION]
     assert core.arena.clock[CLOCK_VERSION] == 0

@@ -289,7 +289,7 @@ class ShardMachine(RuleBasedStateMachine):
                 m.RowGradient(old, 1, self.version, "memory", rows, np.ones((4, DIM), np.float32)),
                 m.Commit(old, 2, self.version, 0, False, 1.0, np.array([1.0])),
                 m.Apply(old, self.version, np.array([1.0])),
-                m.Initialise(old),
+                m.Initialise(old, 1),
                 m.Pool(old, "memory", self.version, 1, True, False, no_tokens, NO_ROWS, NO_WEIGHTS),
             ]
         )
@@ -321,7 +321,7 @@ class ShardMachine(RuleBasedStateMachine):
     def upheaval(self, chance: Random) -> None:
         """Now and then a new group takes over, sometimes after a return to the first values."""
         if chance.random() < 0.1:
-            assert self.send(m.Initialise(self.senders[0])) == m.Done(duplicate=False)
+            assert self.send(m.Initialise(self.senders[0], 10**7)) == m.Done(duplicate=False)
             self.version = 0
             self.rows.clear()
             self.touched.clear()

@@ -166,7 +166,7 @@ def test_a_shard_that_is_gone_is_a_store_error():
 
 def test_a_refusal_arrives_with_its_class_and_words(carrier: GrpcCarrier):
     with pytest.raises(FencedError, match="Writer 7 of epoch 3 is stale"):
-        carrier.submit(m.Initialise(m.Sender("old", 3, 7)), 60).result()
+        carrier.submit(m.Initialise(m.Sender("old", 3, 7), 1), 60).result()
 
 
 @pytest.mark.parametrize("reply", [m.Done(False), m.Failure("StoreError", "x"), m.Rows(np.ones((1, 1)))])

@@ -1,0 +1,71 @@
+"""From a log back to the shard that wrote it: load its newest snapshot, apply the steps since, go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from memory_store.bucket_files import read_buckets
+from memory_store.cuts import check_file
+from memory_store.errors import CutError, LogError
+from memory_store.log_records import Base
+from memory_store.log_storage import LogStorage
+from memory_store.shard import ShardCore
+from memory_store.step_log import LogContent, StepLog
+
+_log = logging.getLogger(__name__)
+
+
+def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
+    """Take a shard's log over, and bring `core`, at its first values, to where the log ends; empty logs begin there.
+
+    Where a snapshot is damaged an older one and more of the log are used. Raises LogError where the log is damaged or
+    another shard's, CutError if no snapshot can be read; `core` is then of no use any more.
+    """
+    log = StepLog(
+        storage,
+        shard=core.shard,
+        placement=core.placement.digest,
+        tables=json.dumps([asdict(part.spec) for part in core.tables.values()]),
+        incarnation=core.incarnation,
+    )
+    content = log.read()
+    if content is None:
+        log.start(Base(version=0), core.group_state())
+        return log
+    base = _load_newest(core, content)
+    core.restore(base.version, content.group)
+    for step in content.steps(base.version):
+        core.replay(step)
+    _log.info("shard %d: recovered version %d from %d", core.shard, core.version, base.version)
+    log.resume(core.version, content.group)
+    return log
+
+
+def _load_newest(core: ShardCore, content: LogContent) -> Base:
+    damage: CutError | LogError | None = None
+    for base in reversed(content.bases):
+        try:
+            _load(core, base)
+        except CutError as error:
+            _log.warning("shard %d: the snapshot of version %d: %s", core.shard, base.version, error)
+            damage = error
+        else:
+            return base
+    assert damage is not None
+    raise damage
+
+
+def _load(core: ShardCore, base: Base) -> None:
+    """Fill the tables with `base`. Raises CutError, naming the file, if one is missing or damaged."""
+    if base.folder is None:
+        core.fill_with_first_values()
+        return
+    folder = Path(base.folder)
+    for entry in base.files:
+        check_file(folder, entry)
+    core.begin_replacing()
+    for part in core.tables.values():
+        read_buckets(folder, [entry for entry in base.files if entry.table == part.spec.name], part)
