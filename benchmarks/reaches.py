@@ -58,7 +58,7 @@ def reaches(spec: TableSpec, rows_max: int) -> Iterator[dict[str, Reach]]:
 
 
 def _connected(group: ShardGroup, wire: WireType = "float32") -> GrpcCarrier:
-    (binding,) = group.bindings()
+    binding = group.binding(0)
     return GrpcCarrier(binding.address, group.token, wire)
 
 

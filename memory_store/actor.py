@@ -1,9 +1,9 @@
 """Shards as Ray actors: one named actor per shard, in one placement group, started again by Ray when it dies.
 
 Ray places, names and restarts the processes; row payloads never pass through it. Each actor serves its shard over gRPC
-on a port of its own, and tells that binding to whoever looks it up by name. An actor that Ray has started again has
-the first values at version 0, not what it had learned: its trainers notice (their versions and epoch are gone) and
-restore the last cut.
+on a port of its own, and tells that binding to whoever looks it up by name. An actor that Ray has started again recovers
+from its log; if it has none, it has the first values at version 0: its trainers notice (the epoch is gone) and restore
+the last cut.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,13 +21,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from memory_store.carriers.grpc_server import ShardServer
+from memory_store.carriers.reconnecting import ATTEMPT_S
 from memory_store.client import TIMEOUT_S, StoreClient
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
 from memory_store.opening import connect
 from memory_store.placement import Placement
-from memory_store.shard import ShardCore
-from memory_store.shard_host import ShardHost
+from memory_store.process_host import process_host
 from memory_store.table import part_bytes
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
@@ -47,12 +48,13 @@ class ShardBinding:
 class ShardActor:
     """The process of one shard. Its table is ready, and its port open, when the constructor returns."""
 
-    def __init__(self, specs: Sequence[TableSpec], shards: int, shard: int, token: str) -> None:
+    def __init__(
+        self, specs: Sequence[TableSpec], shards: int, shard: int, token: str, logs: Path | None
+    ) -> None:
         self._incarnation = secrets.token_hex(8)
-        placement = Placement.even(shards)
-        core = ShardCore(specs, placement, shard, incarnation=self._incarnation, shared=True)
+        host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs)
         host_address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._server = ShardServer(ShardHost(core), f"{host_address}:0", token)
+        self._server = ShardServer(host, f"{host_address}:0", token)
         self._address = f"{host_address}:{self._server.port}"
 
     def binding(self) -> ShardBinding:
@@ -75,18 +77,19 @@ class ShardGroup:
     def actor_name(self, shard: int) -> str:
         return f"{self.job}-shard-{shard}"
 
-    def bindings(self) -> list[ShardBinding]:
-        """Where the shards answer now, in shard order; waits for one that is being started again.
+    def binding(self, shard: int, timeout_s: float = START_TIMEOUT_S) -> ShardBinding:
+        """Where a shard answers now; waits for one that is being started again.
 
-        Raises StoreError if one does not come up in time.
+        Raises StoreError if it does not come up in time.
         """
-        actors = [ray.get_actor(self.actor_name(shard), namespace=NAMESPACE) for shard in range(self.shards)]
         try:
-            return list(ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S))
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            actor = ray.get_actor(self.actor_name(shard), namespace=NAMESPACE)
+            answer: Any = ray.get(actor.binding.remote(), timeout=timeout_s)
+        except (ValueError, ray.exceptions.RayError) as error:
             raise StoreError(
-                f"A shard of job {self.job!r} did not start within {START_TIMEOUT_S:g} s ({type(error).__name__})."
+                f"Shard {shard} of job {self.job!r} did not start within {timeout_s:g} s ({type(error).__name__})."
             ) from None
+        return ShardBinding(answer.address, answer.incarnation)
 
     def connect(
         self,
@@ -97,9 +100,14 @@ class ShardGroup:
         timeout_s: float = TIMEOUT_S,
     ) -> StoreClient:
         """A client of these shards, which has not joined a group yet (see `memory_store.connect`)."""
-        addresses = [binding.address for binding in self.bindings()]
         return connect(
-            addresses, token=self.token, lookup=lookup, wire=wire, in_place=in_place, timeout_s=timeout_s
+            [self.binding(shard).address for shard in range(self.shards)],
+            token=self.token,
+            lookup=lookup,
+            wire=wire,
+            in_place=in_place,
+            timeout_s=timeout_s,
+            find=lambda shard: self.binding(shard, ATTEMPT_S).address,
         )
 
 
@@ -118,9 +126,16 @@ class RunningShards:
 
 
 def start_shards(
-    job: str, specs: Sequence[TableSpec], shards: int, *, cpus_per_shard: float = 1.0
+    job: str,
+    specs: Sequence[TableSpec],
+    shards: int,
+    *,
+    cpus_per_shard: float = 1.0,
+    logs: Path | None = None,
 ) -> RunningShards:
     """Start the shards of a job, spread over hosts, each with the memory that its part of the tables needs.
+
+    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it.
 
     Raises StoreError if the cluster has no room for them, with the numbers.
     """
@@ -155,7 +170,7 @@ def start_shards(
             max_concurrency=4,
             scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=shard),
             runtime_env={"env_vars": kernel_environment(shards)},
-        ).remote(tuple(specs), shards, shard, group.token)
+        ).remote(tuple(specs), shards, shard, group.token, logs)
         for shard in range(shards)
     ]
     ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)

@@ -9,7 +9,7 @@ rows that are older or newer than it thinks. Row gradients are on their way whil
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -90,6 +90,7 @@ class StoreClient:
         lookup: LookupKind = "auto",
         timeout_s: float = TIMEOUT_S,
         mapped: MappedShards | None = None,
+        remapped: Callable[[Sequence[str]], MappedShards | None] = lambda incarnations: None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.version = 0
@@ -99,6 +100,7 @@ class StoreClient:
         self._bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
         self._lookup_kind = lookup
         self._mapped = mapped
+        self._remapped = remapped
         self._timeout_s = timeout_s
         self._lookups = 0
         self._seq = [0] * len(carriers)
@@ -190,7 +192,7 @@ class StoreClient:
         version = self.version
 
         def finish() -> Lookup:
-            mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed)
+            mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
             values = mapped.values(spec.name)
             output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
             pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
@@ -265,10 +267,10 @@ class StoreClient:
     ) -> StepResult:
         """Commit this writer's contributions; once every writer has, each shard applies its optimizer once.
 
-        Gradients are the mean over the writers. `clip_norms` bounds the norm of a table's whole gradient,
-        over all shards; without it this returns before the shards have finished, and the next lookup waits
-        for them. Raises NonFiniteGradientError, or StoreError, if a shard refused a contribution, and
-        UsageError unless every table, and no other, has a learning rate.
+        Gradients are the mean over the writers. `clip_norms` bounds the norm of a table's whole gradient, over all
+        shards. This returns before the shards have finished, and the next lookup waits for them. Raises
+        NonFiniteGradientError, or StoreError, if a shard refused a contribution, and UsageError unless every table, and
+        no other, has a learning rate.
         """
         if set(learning_rates) != set(self.specs) or not set(clip_norms or {}) <= set(self.specs):
             raise UsageError(
@@ -302,9 +304,9 @@ class StoreClient:
                     "Lower the learning rate, or look for the layer that overflows."
                 )
             scales = [min(1.0, clip_norms.get(name, np.inf) / (norm + 1e-6)) for name, norm in norms.items()]
-            self.ask(m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64)), m.Committed)
-        else:
-            self._unconfirmed = futures
+            apply = m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64))
+            futures = self._send([apply] * len(self._carriers))
+        self._unconfirmed = futures
         self.version += 1
         return StepResult(self.version, norms)
 

@@ -18,6 +18,10 @@ class StoreError(PkmError):
     """A shard refused a request, or could not be reached within its deadline."""
 
 
+class ShardUnreachableError(StoreError):
+    """A shard could not be asked, or its answer was lost on the way: it may have done what it was asked or not."""
+
+
 class FencedError(StoreError):
     """The request came from a writer whose successor has taken over; it changed nothing and must not be
     retried.

@@ -6,8 +6,10 @@ those of one process, whatever the number of shards.
 
 Why a reader never sees a half-updated row: the tables leave version v only when every writer of the group has
 committed step v. So a writer that waits until the clock of each shard shows version v of its own epoch may
-read in place until it commits step v itself. A writer whose group has been replaced may read torn rows; what
-it computes from them is refused. Who is no member of the group must look up by message.
+read in place until it commits step v itself. When a shard has died its block stays as it was while it is
+mapped; who waits there for a version that does not come maps the shard's successor instead. A writer whose
+group has been replaced may read torn rows; what it computes from them is refused. Who is no member of the
+group must look up by message.
 """
 
 from __future__ import annotations
@@ -41,33 +43,59 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class MappedShards:
-    """All shards of a store, mapped into this process for reading. Made by `map_shards`."""
+    """All shards of a store, mapped into this process for reading. Made by `map_shards`.
 
-    def __init__(self, clocks: list[NDArray[np.int64]], values: dict[str, NDArray[Any]]) -> None:
+    `wait` and reading are for one thread: between the two no block may be replaced by its successor's.
+    """
+
+    def __init__(
+        self,
+        clocks: list[NDArray[np.int64]],
+        values: dict[str, NDArray[Any]],
+        incarnations: Sequence[str],
+    ) -> None:
         self._clocks = clocks
         self._values = values
+        self._incarnations = list(incarnations)
 
     def values(self, table: str) -> NDArray[Any]:
         """All rows of a table by address, `[addresses, D]`; never write to it."""
         return self._values[table]
 
-    def wait(self, version: int, epoch: int, timeout_s: float, while_waiting: Callable[[], None]) -> None:
+    def wait(
+        self,
+        version: int,
+        epoch: int,
+        timeout_s: float,
+        while_waiting: Callable[[], None],
+        remapped: Callable[[Sequence[str]], MappedShards | None] = lambda incarnations: None,
+    ) -> None:
         """Return once every shard is at `version` under `epoch`; calls `while_waiting` now and then.
 
+        `remapped` gives the shards mapped anew if they are not these `incarnations` any more.
         Raises FencedError if another epoch has taken over, StoreError if the version is gone or does not come in time.
         """
         deadline = time.monotonic() + timeout_s
+        while (shard := self._shard_behind(version, epoch)) is not None:
+            clock = self._clocks[shard]
+            if clock[CLOCK_EPOCH] > epoch:
+                raise FencedError(f"Epoch {epoch} is stale: epoch {clock[CLOCK_EPOCH]} has taken over.")
+            if clock[CLOCK_VERSION] > version or time.monotonic() > deadline:
+                raise StoreError(
+                    f"Shard {shard} is at version {clock[CLOCK_VERSION]} where {version} was wanted "
+                    f"(waited up to {timeout_s:g} s for the other writers)."
+                )
+            while_waiting()
+            if (successor := remapped(self._incarnations)) is not None:
+                self._clocks, self._values = successor._clocks, successor._values
+                self._incarnations = successor._incarnations
+            time.sleep(_POLL_S)
+
+    def _shard_behind(self, version: int, epoch: int) -> int | None:
         for shard, clock in enumerate(self._clocks):
-            while clock[CLOCK_VERSION] != version or clock[CLOCK_EPOCH] != epoch:
-                if clock[CLOCK_EPOCH] > epoch:
-                    raise FencedError(f"Epoch {epoch} is stale: epoch {clock[CLOCK_EPOCH]} has taken over.")
-                if clock[CLOCK_VERSION] > version or time.monotonic() > deadline:
-                    raise StoreError(
-                        f"Shard {shard} is at version {clock[CLOCK_VERSION]} where {version} was wanted "
-                        f"(waited up to {timeout_s:g} s for the other writers)."
-                    )
-                while_waiting()
-                time.sleep(_POLL_S)
+            if clock[CLOCK_VERSION] != version or clock[CLOCK_EPOCH] != epoch:
+                return shard
+        return None
 
 
 def map_shards(
@@ -90,7 +118,7 @@ def map_shards(
             if mapped is None:
                 return None
             values[spec.name] = mapped
-        return MappedShards(clocks, values)
+        return MappedShards(clocks, values, [info.incarnation for info in infos])
     except (OSError, KeyError, ValueError):
         return None
     finally:

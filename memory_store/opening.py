@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from memory_store import messages as m
 from memory_store.bucket_files import spec_from_json
@@ -11,10 +12,11 @@ from memory_store.calls import expect
 from memory_store.carriers.base import Carrier
 from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.carriers.in_process import InProcessCarrier
+from memory_store.carriers.reconnecting import ReconnectingCarrier
 from memory_store.client import TIMEOUT_S, StoreClient
 from memory_store.errors import PkmError, StoreError, UsageError
 from memory_store.lookups import LookupKind
-from memory_store.mapped_shards import map_shards
+from memory_store.mapped_shards import MappedShards, map_shards
 from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
@@ -57,17 +59,23 @@ def connect(
     wire: WireType = "float32",
     in_place: bool = True,
     timeout_s: float = TIMEOUT_S,
+    find: Callable[[int], str] | None = None,
 ) -> StoreClient:
     """A client of the shards at `addresses` (host:port, in shard order), which has not joined a group yet.
 
     Where all shards are on this host, rows are read in place (unless `in_place` is False, or `lookup` asks for
     messages). With `wire` "bfloat16", rows, sums of rows and their gradients travel as bfloat16, in half the bytes;
-    each element that travels is off by up to 2**-8 of itself (rows read in place don't travel). To train alone, call
-    `take_over()` on it. Raises StoreError if a shard does not answer or is not the one expected, and UsageError if
-    bfloat16 is asked for where a table is float64.
+    each element that travels is off by up to 2**-8 of itself (rows read in place don't travel). A lost connection is
+    made again, to the address that `find(shard)` gives then, by default to the same one: requests wait for that up to
+    `timeout_s`. To train alone, call `take_over()` on the client. Raises StoreError if a shard does not answer or is not
+    the one expected, and UsageError if bfloat16 is asked for where a table is float64.
     """
     placement = Placement.even(len(addresses))
-    carriers = [GrpcCarrier(address, token, wire) for address in addresses]
+    where = find or addresses.__getitem__
+    carriers = [
+        ReconnectingCarrier(shard, partial(_open_carrier, where, shard, token, wire))
+        for shard in range(len(addresses))
+    ]
     try:
         infos = _agreed(addresses, carriers, placement, timeout_s)
         specs = [spec_from_json(spec) for spec in json.loads(infos[0].tables)]
@@ -76,10 +84,34 @@ def connect(
         for carrier in carriers:
             carrier.close()
         raise
-    mapped = map_shards(infos, specs, placement) if in_place else None
-    client = StoreClient(carriers, specs, placement, lookup=lookup, timeout_s=timeout_s, mapped=mapped)
+
+    def remapped(incarnations: Sequence[str]) -> MappedShards | None:
+        infos = [carrier.info for carrier in carriers]
+        known = [info for info in infos if info is not None]
+        if [info.incarnation for info in known] == list(incarnations):
+            return None
+        successors = map_shards(known, specs, placement)
+        if successors is None:
+            raise StoreError(
+                "A shard was started again on another host; restore the last cut to go on without it here."
+            )
+        return successors
+
+    client = StoreClient(
+        carriers,
+        specs,
+        placement,
+        lookup=lookup,
+        timeout_s=timeout_s,
+        mapped=map_shards(infos, specs, placement) if in_place else None,
+        remapped=remapped,
+    )
     client.version = infos[0].version
     return client
+
+
+def _open_carrier(where: Callable[[int], str], shard: int, token: str, wire: WireType) -> GrpcCarrier:
+    return GrpcCarrier(where(shard), token, wire)
 
 
 def _check_wire(wire: WireType, specs: Sequence[TableSpec]) -> None:

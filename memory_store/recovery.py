@@ -10,12 +10,28 @@ from pathlib import Path
 from memory_store.bucket_files import read_buckets
 from memory_store.cuts import check_file
 from memory_store.errors import CutError, LogError
-from memory_store.log_records import Base
-from memory_store.log_storage import LogStorage
+from memory_store.log_records import Base, GroupState
+from memory_store.log_storage import FolderStorage, LogStorage
 from memory_store.shard import ShardCore
 from memory_store.step_log import LogContent, StepLog
 
 _log = logging.getLogger(__name__)
+
+
+def take_over_or_begin_anew(core: ShardCore, folder: Path) -> StepLog:
+    """`take_over` of the log in `folder`; a damaged one is put aside, and the shard begins anew at its first values.
+
+    Its writers notice that the group is gone, and go back to their last cut.
+    """
+    try:
+        return take_over(core, FolderStorage(folder))
+    except (LogError, CutError) as error:
+        aside = folder.with_name(f"{folder.name}-damaged-{core.incarnation}")
+        _log.error("shard %d begins anew, its log is kept in %s: %s", core.shard, aside, error)
+        folder.rename(aside)
+        core.fill_with_first_values()
+        core.restore(0, GroupState())
+        return take_over(core, FolderStorage(folder))
 
 
 def take_over(core: ShardCore, storage: LogStorage) -> StepLog:

@@ -232,6 +232,9 @@ class StoreSpec(_Spec):
     wire: Literal["float32", "bfloat16"] = "float32"
     """Type in which rows, sums of rows and their gradients travel. bfloat16: half the bytes, each element off by
     up to 2**-8 (0.4 %) of itself. Rows that are read in place don't travel and stay exact."""
+    durability: Literal["snapshot", "log"] = "snapshot"
+    """snapshot: after a crash of a shard the job goes on from its last cut. log: every shard also keeps a log of its steps;
+    it recovers alone what it has acknowledged, and the trainers wait for it and go on."""
     shard_memory_gib: float = Field(default=4.0, gt=0)
     """Memory that each shard may take; a table that doesn't fit is refused before anything starts."""
 
@@ -287,6 +290,17 @@ class JobSpec(_Spec):
         if train and store.carrier == "in_process" and train.trainers > 1:
             sentence = f"in_process serves one trainer, not {train.trainers}; use auto, or train.trainers 1"
             _impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _log_needs_processes(cls, store: StoreSpec) -> StoreSpec:
+        if store.durability == "log" and store.carrier == "in_process":
+            sentence = (
+                "shards inside the trainer die with it, so that a log would be of no use; use snapshot, "
+                "or another carrier"
+            )
+            _impossible("durability", store.durability, sentence)
         return store
 
     @field_validator("store")

@@ -6,6 +6,7 @@ report.json      the figures of the finished run (report.py: Report)
 access-map.arrow how often each pair of sub-keys was used on held-out text
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
+logs/            logs of the shards while the job runs, with store.durability "log" (memory_store/step_log.py)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class RunFolder:
         self.failure_path = self.path / "failure.json"
         self.plots_path = self.path / "plots"
         self.cuts_path = self.path / "cuts"
+        self.logs_path = self.path / "logs"
 
     def exists(self) -> bool:
         """Whether a run has been started here."""

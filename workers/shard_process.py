@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,14 +23,13 @@ from memory_store.bucket_files import spec_from_json
 from memory_store.carriers.grpc_server import ShardServer
 from memory_store.errors import StoreError
 from memory_store.placement import Placement
-from memory_store.shard import ShardCore
-from memory_store.shard_host import ShardHost
+from memory_store.process_host import process_host
 from memory_store.table_spec import TableSpec
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads."""
+    """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads and its log under `logs`."""
 
     tables: Sequence[TableSpec]
     shards: int
@@ -37,6 +37,7 @@ class ShardSettings:
     host: str = "127.0.0.1"
     threads: int = 1
     token: str = ""
+    logs: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -92,14 +93,14 @@ class ShardProcess(AbstractContextManager["ShardProcess"]):
 
 def serve(settings: ShardSettings) -> None:
     """Serve until standard input ends."""
-    core = ShardCore(
+    host = process_host(
         settings.tables,
         Placement.even(settings.shards),
         settings.shard,
-        incarnation=secrets.token_hex(8),
-        shared=True,
+        secrets.token_hex(8),
+        Path(settings.logs) if settings.logs is not None else None,
     )
-    server = ShardServer(ShardHost(core), f"{settings.host}:0", settings.token)
+    server = ShardServer(host, f"{settings.host}:0", settings.token)
     print(server.port, flush=True)
     sys.stdin.read()
     server.stop(0.1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +126,10 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
     processes = job.train.trainers + (job.store.shards if job.memory else 0)
     start_embedded_ray(processes)
     _check_room(processes)
-    shards = start_shards(job.name, job.tables(), job.store.shards) if job.memory else None
+    # A log serves the shards of one start of the job: what was before is in the cuts.
+    shutil.rmtree(run.logs_path, ignore_errors=True)
+    logs = run.logs_path if job.store.durability == "log" else None
+    shards = start_shards(job.name, job.tables(), job.store.shards, logs=logs) if job.memory else None
     threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
     trainer = TorchTrainer(
         _train_worker,
@@ -157,6 +161,7 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
     finally:
         if shards is not None:
             shards.stop()
+        shutil.rmtree(run.logs_path, ignore_errors=True)
     if run.failure_path.is_file():
         failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
         raise error_named(failure["kind"], failure["message"])

@@ -10,7 +10,7 @@ from grpc.experimental import ChannelOptions
 
 from memory_store import messages as m
 from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
-from memory_store.errors import StoreError
+from memory_store.errors import ShardUnreachableError, StoreError
 from memory_store.reused_memory import keep_freed_memory
 from memory_store.wire import Terms, frames, raised, read_frames
 from memory_store.wire_types import WireType
@@ -21,7 +21,19 @@ _READ_BY_THE_CALLER = (ChannelOptions.SingleThreadedUnaryStream, 1)
 # Otherwise channels to one address share a connection: a new one would begin with the pause before the next attempt
 # that an old one, whose shard has died, is in.
 _A_CONNECTION_OF_ITS_OWN = ("grpc.use_local_subchannel_pool", 1)
-_OPTIONS = [*CHANNEL_OPTIONS, _READ_BY_THE_CALLER, _A_CONNECTION_OF_ITS_OWN]
+# A shard that is silent, or a network that swallows everything, is found by asking for a sign of life.
+_SIGNS_OF_LIFE = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_OPTIONS = [*CHANNEL_OPTIONS, *_SIGNS_OF_LIFE, _READ_BY_THE_CALLER, _A_CONNECTION_OF_ITS_OWN]
+# The shard was there and could not do it; asking once more would not help.
+_REFUSALS = (
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 _ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited for
 
 
@@ -65,9 +77,10 @@ class GrpcCarrier:
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         if code == grpc.StatusCode.UNAUTHENTICATED:
             return StoreError(f"Shard {self.address} belongs to another job: it does not take this token.")
-        return StoreError(
+        kind = StoreError if code in _REFUSALS else ShardUnreachableError
+        return kind(
             f"Shard {self.address} did not answer {type(request).__name__} ({code.name}); "
-            "if it died, it is started again and the job goes on from its last cut."
+            "if it died, it is started again and the job goes on."
         )
 
     def close(self) -> None:

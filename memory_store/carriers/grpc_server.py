@@ -32,6 +32,7 @@ CHANNEL_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", CHUNK_BYTES + 65536),
     ("grpc.max_metadata_size", 16384),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_frame_size", CHUNK_BYTES),
     ("grpc.tcp_receive_buffer_size", 4 * CHUNK_BYTES),
 ]

@@ -107,7 +107,9 @@ def test_an_unexpected_failure_reaches_its_caller_and_spoils_nothing(monkeypatch
 @pytest.mark.parametrize("kind", [m.WriteCut, m.LoadCut])
 def test_cuts_are_for_the_writers_in_charge(kind: Any, tmp_path: Path):
     stranger = m.Sender("session", 0, 0)
-    request = m.WriteCut(stranger, str(tmp_path), 0) if kind is m.WriteCut else kind(stranger, 1, str(tmp_path))
+    request = (
+        m.WriteCut(stranger, str(tmp_path), 0) if kind is m.WriteCut else kind(stranger, 1, str(tmp_path))
+    )
     with pytest.raises(FencedError):
         host().call(request, 0)
     assert list(tmp_path.iterdir()) == []

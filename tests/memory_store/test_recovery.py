@@ -1,0 +1,131 @@
+"""A shard that is killed at any point of a step recovers alone, and its writers go on: the bytes are those of an
+undisturbed store."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memory_store import TableSpec, connect
+from memory_store.client import StoreClient
+from memory_store.errors import StoreError
+from memory_store.lookups import LookupKind
+from memory_store.opening import in_process_store
+from memory_store.table_spec import OptimizerSpec
+from workers.shard_process import ShardProcess, ShardSettings
+
+SPEC = TableSpec("memory", rows=128 * 128, dim=64, seed=5, optimizer=OptimizerSpec("adam"))
+SHARDS = 2
+
+
+class Shards:
+    """Shard processes with logs, each replaced by a new one when it is killed."""
+
+    def __init__(self, logs: Path | None) -> None:
+        self._logs = logs
+        self._stack = ExitStack()
+        self._processes = [self._start(shard) for shard in range(SHARDS)]
+        self._addresses = [process.address() for process in self._processes]
+
+    def _start(self, shard: int) -> ShardProcess:
+        logs = str(self._logs) if self._logs is not None else None
+        settings = ShardSettings([SPEC], SHARDS, shard, token="token", logs=logs)
+        return self._stack.enter_context(ShardProcess(settings))
+
+    def connect(self, **settings: object) -> StoreClient:
+        return connect(self._addresses, token="token", find=self._find, timeout_s=60, **settings)  # type: ignore[arg-type]
+
+    def _find(self, shard: int) -> str:
+        return self._addresses[shard]
+
+    def kill(self, shard: int) -> None:
+        os.kill(self._processes[shard].pid, signal.SIGKILL)
+        self._processes[shard] = self._start(shard)
+        self._addresses[shard] = self._processes[shard].address()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Iterator[Shards]:
+    shards = Shards(tmp_path / "logs")
+    yield shards
+    shards.close()
+
+
+def train(
+    store: StoreClient,
+    steps: range,
+    clip: float | None = None,
+    at: Callable[[int, str], None] = lambda step, point: None,
+) -> list[bytes]:
+    """Some steps of a model without a model; `at` is called at every point of a step."""
+    seen = []
+    table = store.table("memory")
+    for step in steps:
+        random = np.random.default_rng(step)
+        rows = random.integers(0, SPEC.rows, (50, 16))
+        weights = random.random((50, 16), dtype=np.float32)
+        at(step, "before the lookup")
+        found = table.lookup(rows, weights, keep=True)
+        at(step, "before the backward pass")
+        seen += [found.output.tobytes(), found.backward(np.sin(found.output)).tobytes()]
+        at(step, "before the commit")
+        store.step({"memory": 0.01}, {"memory": clip} if clip else None)
+        at(step, "after the commit")
+    store.synchronise()
+    return seen
+
+
+POINTS = ["before the lookup", "before the backward pass", "before the commit", "after the commit"]
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("lookup", ["in place", "pool", "fetch"])
+def test_a_killed_shard_recovers_what_it_acknowledged_and_its_writer_goes_on(
+    shards: Shards, lookup: str, clip: float | None
+) -> None:
+    kind: LookupKind = "auto" if lookup == "in place" else "pool" if lookup == "pool" else "fetch"
+    alone = in_process_store(
+        [SPEC], 1 if lookup == "in place" else SHARDS, lookup="pool" if lookup == "in place" else kind
+    )
+    store = shards.connect(lookup=kind)
+    store.take_over()
+    assert store.reads_in_place == (lookup == "in place")
+    kills = dict(zip(range(2, 2 + 2 * len(POINTS), 2), POINTS, strict=True))
+    killed = []
+
+    def kill(step: int, point: str) -> None:
+        if kills.get(step) == point:
+            shards.kill(step // 2 % SHARDS)
+            killed.append(point)
+
+    steps = range(12)
+    assert train(store, steps, clip, kill) == train(alone, steps, clip)
+    assert killed == POINTS
+    everything = np.arange(SPEC.rows).reshape(-1, 1)
+    ones = np.ones((SPEC.rows, 1), np.float32)
+    ours, theirs = (
+        each.table("memory").lookup(everything, ones, keep=False).output for each in (store, alone)
+    )
+    assert ours.tobytes() == theirs.tobytes()
+    store.close()
+
+
+def test_a_shard_without_a_log_sends_its_writers_back_to_their_cut(tmp_path: Path) -> None:
+    shards = Shards(None)
+    store = shards.connect()
+    store.take_over()
+    train(store, range(2))
+    shards.kill(1)
+    with pytest.raises(StoreError, match="without what it had learned: restore the last cut"):
+        train(store, range(2, 4))
+    store.close()
+    shards.close()
