@@ -72,22 +72,15 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
     run_job(small_job(corpus, **settings), tmp_path / "undisturbed")
     killed: list[int] = []
 
-    def wait_for_steps(steps: int) -> None:
-        deadline = time.monotonic() + 240
-        while (
-            time.monotonic() < deadline and len(read_records(tmp_path / "killed" / "metrics.jsonl")) < steps
-        ):
-            time.sleep(0.05)
-
     def kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
         killed.append(process)
 
     def kill_when_training() -> None:
-        wait_for_steps(45)
+        wait_for_steps(tmp_path / "killed", 45)
         shard = ray.get_actor("small-shard-1", namespace=NAMESPACE)
         kill(ray.get(shard.process_id.remote()))
-        wait_for_steps(120)
+        wait_for_steps(tmp_path / "killed", 120)
         kill(only_process_named("RayTrainWorker"))
 
     thread = threading.Thread(target=kill_when_training)
@@ -99,6 +92,36 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
     assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
     assert dense_weights(last_cut(tmp_path / "killed")) == dense_weights(last_cut(tmp_path / "undisturbed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+
+
+def test_with_a_log_trainers_wait_for_a_killed_shard_and_go_on(corpus: Path, tmp_path: Path) -> None:
+    settings = {"train__steps": 120, "train__cut_every": 50, "store__lookup": "fetch"}
+    run_job(small_job(corpus, **settings), tmp_path / "undisturbed")
+    killed = []
+
+    def kill_when_training() -> None:
+        for shard, steps in enumerate([20, 70]):
+            wait_for_steps(tmp_path / "killed", steps)
+            actor = ray.get_actor(f"small-shard-{shard}", namespace=NAMESPACE)
+            os.kill(ray.get(actor.process_id.remote()), signal.SIGKILL)
+            killed.append(shard)
+
+    thread = threading.Thread(target=kill_when_training)
+    thread.start()
+    logged = small_job(corpus, **settings, store__carrier="auto", store__durability="log")
+    report = run_job(logged, tmp_path / "killed")
+    thread.join()
+    assert killed == [0, 1]
+    assert report.restarts == 0
+    assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
+    assert dense_weights(last_cut(tmp_path / "killed")) == dense_weights(last_cut(tmp_path / "undisturbed"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and len(read_records(folder / "metrics.jsonl")) < steps:
+        time.sleep(0.05)
 
 
 def only_process_named(part: str) -> int:
