@@ -30,6 +30,7 @@ class Name(StrEnum):
     TRANSPORT = "transport"
     STEP = "step"
     SCALING = "scaling"
+    DURABILITY = "durability"
     PLAN = "plan"
     ALL = "all"
     REPORT = "report"

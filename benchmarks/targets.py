@@ -86,6 +86,41 @@ TARGETS = (
         "scaling", "resident_over_ideal_bytes", 1.05, "memory over values and optimizer state", at_least=False
     ),
     Target(
+        "durability",
+        "log_step_overhead",
+        0.05,
+        "share of a training step that the log adds",
+        at_least=False,
+    ),
+    Target(
+        "durability",
+        "log_update_overhead",
+        0.10,
+        "share of the time of bare updates that the log adds",
+        at_least=False,
+    ),
+    Target(
+        "durability",
+        "cut_step_overhead",
+        0.035,
+        "share of 200 training steps that a cut in the background adds",
+        at_least=False,
+    ),
+    Target(
+        "durability",
+        "cut_bytes_over_touched_bytes",
+        1.1,
+        "bytes that an incremental cut writes over those of the rows touched",
+        at_least=False,
+    ),
+    Target(
+        "durability",
+        "recovery_seconds_4gb",
+        10,
+        "seconds from the death of a shard of 4 GB until its successor answers",
+        at_least=False,
+    ),
+    Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
 )

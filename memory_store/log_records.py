@@ -256,8 +256,6 @@ def _arrays(tables: tuple[_TableHead, ...], body: memoryview) -> Iterator[NDArra
                 raise LogError(f"A step announces more than the {len(body)} bytes that it has.")
             yield np.frombuffer(body, dtype=dtype, count=count, offset=position)
             position += math.ceil(size / ALIGNMENT) * ALIGNMENT
-    if position != len(body):
-        raise LogError(f"A step announces {position} bytes of arrays and has {len(body)}.")
 
 
 def _check_contributions(grouped: Contributions) -> None:

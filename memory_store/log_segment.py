@@ -1,8 +1,9 @@
 """A segment of a log: records one after the other in one file, each with checksums that lead to the next.
 
-A record begins with 64 bytes: mark, checksum of the rest of these bytes, checksum of the payload, and what the payload is.
-The first checksum starts from that of the record before (of a segment's first record: from its name), so a record that
-was changed, moved, doubled or left out is found by the next one too.
+A record takes whole blocks of 4 KiB, so that it can be written past the page cache. It begins with 64 bytes: mark,
+checksum of the rest of these bytes, checksum of the payload, and what the payload is. The first checksum starts from that
+of the record before (of a segment's first record: from its name), so a record that was changed, moved, doubled or left
+out is found by the next one too.
 
 Reading stops at the first byte that is not as it was written:
 - The file ends inside a record: a write that a crash cut short. What was acknowledged was synced before, whole, so the
@@ -27,11 +28,12 @@ _HEADER = struct.Struct(
 )  # mark, header checksum, payload checksum, payload bytes, kind, head bytes, version
 _CHECKED_FROM = 12
 HEADER_BYTES = _HEADER.size
+BLOCK_BYTES = 4096
 HEAD_BYTES_MAX = 64 << 20
 
 
 class Record(NamedTuple):
-    """A record as it was read: `head` is JSON, `body` its arrays; `end` and `chain` are where the next one goes on."""
+    """A record as it was read: `head` is JSON, `body` its arrays and some zeros; the next one goes on at `end`, `chain`."""
 
     kind: Kind
     version: int
@@ -48,8 +50,10 @@ def first_chain(name: str) -> int:
 
 def framed(payload: Payload, chain: int) -> tuple[list[memoryview], int]:
     """A record's bytes behind a record whose chain is `chain`, and its own chain."""
-    size = checksum = 0
-    for piece in payload.pieces:
+    size = HEADER_BYTES + sum(len(piece) for piece in payload.pieces)
+    pieces = [*payload.pieces, memoryview(bytes(-size % BLOCK_BYTES))]
+    size, checksum = 0, 0
+    for piece in pieces:
         size += len(piece)
         checksum = zlib.crc32(piece, checksum)
     header = bytearray(
@@ -57,7 +61,7 @@ def framed(payload: Payload, chain: int) -> tuple[list[memoryview], int]:
     )
     own = _header_checksum(header, chain)
     struct.pack_into("<I", header, len(_MARK), own)
-    return [memoryview(header), *payload.pieces], own
+    return [memoryview(header), *pieces], own
 
 
 def read_records(name: str, data: memoryview, until: int | None = None) -> Iterator[Record]:
@@ -71,7 +75,11 @@ def read_records(name: str, data: memoryview, until: int | None = None) -> Itera
         mark, own, checksum, size, kind, head_bytes, version = _HEADER.unpack(header)
         if mark != _MARK or own != _header_checksum(header, chain):
             raise _damaged(name, position, "the header of a record does not match its checksum")
-        if kind not in tuple(Kind) or size % ALIGNMENT or not head_bytes <= min(size, HEAD_BYTES_MAX):
+        if (
+            kind not in tuple(Kind)
+            or (HEADER_BYTES + size) % BLOCK_BYTES
+            or not head_bytes <= min(size, HEAD_BYTES_MAX)
+        ):
             raise _damaged(name, position, "a record is of a form that is not known here")
         begin = position + HEADER_BYTES
         if size > len(data) - begin:

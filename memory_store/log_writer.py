@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from memory_store.errors import SupersededError
 from memory_store.log_records import LogRecord
@@ -35,10 +35,10 @@ class LogWriter:
         self._thread = threading.Thread(target=self._run, name="step-log", daemon=True)
         self._thread.start()
 
-    def put(self, records: Sequence[LogRecord]) -> None:
-        """Write `records` soon; their arrays must stay as they are until they are durable."""
+    def put(self, record: LogRecord) -> None:
+        """Write `record` soon; its arrays must stay as they are until it is durable."""
         with self._changed:
-            self._queue += records
+            self._queue.append(record)
             self._changed.notify()
 
     def close(self) -> None:

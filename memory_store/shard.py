@@ -15,7 +15,7 @@ every writer has committed; a request of a stale epoch, and a request that is re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ from memory_store.errors import FencedError, LogError, PkmError, StoreError
 from memory_store.log_records import (
     Base,
     GroupState,
+    LoggedBase,
+    LoggedCut,
     LoggedGroup,
     LoggedStart,
     LoggedStep,
@@ -110,6 +112,7 @@ class ShardCore:
         self._held: _HeldStep | None = None
         self._lookups_kept = 0
         self._records: list[LogRecord] = []
+        self.on_record: Callable[[LogRecord], None] = self._records.append
         self._waiting: list[tuple[int, m.Request]] = []
         self._answered_state = self._state()
         self.arena.show(self.version, self._group.epoch)
@@ -134,14 +137,15 @@ class ShardCore:
         self._waiting = [(waiting, request) for waiting, request in self._waiting if waiting != ticket]
 
     def take_records(self) -> list[LogRecord]:
-        """What has happened since the last call, for the log."""
-        records, self._records = self._records, []
+        """What has happened since the last call, for the log, unless `on_record` was told of it at once."""
+        records = list(self._records)
+        self._records.clear()
         return records
 
     def _record(self, record: LogRecord) -> None:
         if self.logged:
-            self._records.append(record)
             self.records_made += 1
+            self.on_record(record)
 
     def _state(self) -> tuple[int, int, _HeldStep | None, int]:
         """All that a waiting request can wait for."""
@@ -436,6 +440,11 @@ class ShardCore:
         self._group.last_applied_seq[request.sender.writer] = request.seq
         self.restore(base.version, self.group_state())
         self._record(LoggedStart(base, self.group_state()))
+
+    def written(self, base: Base) -> None:
+        """The tables, as they are now, have been written to `base`: the log may begin there."""
+        self._record(LoggedCut(self.version, self.group_state()))
+        self._record(LoggedBase(base))
 
     # ---- a crash and after ---------------------------------------------------------------------------------
 

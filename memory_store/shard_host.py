@@ -43,7 +43,10 @@ class ShardHost:
         self._futures: dict[int, Future[m.Reply]] = {}
         self._durable = 0
         self._undurable: list[Answer] = []
-        self._log = LogWriter(log, self._became_durable, on_end) if log is not None else None
+        self._log: LogWriter | None = None
+        if log is not None:
+            self._log = LogWriter(log, self._became_durable, on_end)
+            core.on_record = self._log.put  # at once: a step is written while it is applied
 
     def submit(self, request: m.Request) -> Future[m.Reply]:
         """Hand a request to the shard. The future may complete later, or hold a PkmError."""
@@ -53,8 +56,6 @@ class ShardHost:
             future: Future[m.Reply] = Future()
             self._futures[ticket] = future
             answers = self._handle(ticket, request)
-            if self._log is not None:
-                self._log.put(self._core.take_records())
             due = self._due(answers)
         _complete(due)
         return future
@@ -138,6 +139,7 @@ class ShardHost:
         if (Path(request.folder) / MANIFEST).exists():
             raise CutError(f"{request.folder} is a complete cut already; nothing was written over.")
         files = [write_buckets(Path(request.folder), part, core.shard) for part in core.tables.values()]
+        core.written(Base(version=request.step, folder=request.folder, files=tuple(files)))
         return m.CutWritten(json.dumps([file.model_dump(mode="json") for file in files]))
 
     def _load_cut(self, request: m.LoadCut) -> m.Done:

@@ -3,6 +3,7 @@ undisturbed store."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from memory_store import TableSpec, connect
+from memory_store import messages as m
+from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
+from memory_store.cuts import CutFile, Manifest, begin_cut, finish_cut
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
 from memory_store.opening import in_process_store
@@ -129,3 +133,71 @@ def test_a_shard_without_a_log_sends_its_writers_back_to_their_cut(tmp_path: Pat
         train(store, range(2, 4))
     store.close()
     shards.close()
+
+
+def write_cut(store: StoreClient, cuts: Path) -> Path:
+    """A complete cut of the tables at the store's version."""
+    folder = begin_cut(cuts, store.version)
+    store.synchronise()
+    replies = store.ask(m.WriteCut(store.sender, str(folder), store.version), m.CutWritten)
+    files = [CutFile.model_validate(entry) for reply in replies for entry in json.loads(reply.files)]
+    finish_cut(folder, Manifest(step=store.version, tables=(spec_as_json(SPEC),), files=tuple(files)))
+    return folder
+
+
+def test_a_log_begins_at_the_cuts_and_a_damaged_cut_is_passed_over(shards: Shards, tmp_path: Path) -> None:
+    alone = in_process_store([SPEC], SHARDS, lookup="fetch")
+    store = shards.connect(lookup="fetch")
+    store.take_over()
+    cuts = []
+    for step in range(0, 12, 3):
+        assert train(store, range(step, step + 3)) == train(alone, range(step, step + 3))
+        cuts.append(write_cut(store, tmp_path / "cuts"))
+    for shard in range(SHARDS):
+        found = len(list((tmp_path / "logs" / f"shard-{shard:04d}").glob("*.log")))
+        assert found == 2, "from the second newest cut on"
+    damaged = next(cuts[-1].glob("*shard-0001.arrow"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    for shard in range(SHARDS):
+        shards.kill(shard)
+    assert train(store, range(12, 15)) == train(alone, range(12, 15))
+    store.close()
+
+
+def test_writers_that_go_back_to_a_cut_leave_a_log_that_begins_there(shards: Shards, tmp_path: Path) -> None:
+    alone = in_process_store([SPEC], SHARDS, lookup="fetch")
+    first = shards.connect(lookup="fetch")
+    first.take_over()
+    expected = train(alone, range(6))
+    train(first, range(2))
+    folder = write_cut(first, tmp_path / "cuts")
+    train(first, range(2, 5))
+    first.close()
+    second = shards.connect(lookup="fetch")
+    second.take_over()
+    second.load_cut(str(folder), 2)
+    assert train(second, range(2, 4)) == expected[4:8]
+    shards.kill(0)
+    shards.kill(1)
+    assert train(second, range(4, 6)) == expected[8:]
+    second.close()
+
+
+def test_a_damaged_log_is_kept_aside_and_the_writers_go_back_to_their_cut(
+    shards: Shards, tmp_path: Path
+) -> None:
+    store = shards.connect()
+    store.take_over()
+    train(store, range(3))
+    (segment,) = (tmp_path / "logs" / "shard-0000").glob("*.log")
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    shards.kill(0)
+    with pytest.raises(StoreError, match="without what it had learned"):
+        train(store, range(3, 6))
+    (aside,) = (tmp_path / "logs").glob("shard-0000-damaged-*")
+    assert (aside / segment.name).read_bytes() == bytes(content)
+    store.close()
