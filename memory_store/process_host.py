@@ -23,9 +23,11 @@ def process_host(
 
     The process ends, to be started again, when the log can't be written for good or another process has taken it over.
     """
-    core = ShardCore(specs, placement, shard, incarnation=incarnation, shared=True, logged=logs is not None)
     if logs is None:
-        return ShardHost(core)
+        return ShardHost(ShardCore(specs, placement, shard, incarnation=incarnation, shared=True))
+    core = ShardCore(
+        specs, placement, shard, incarnation=incarnation, shared=True, logged=True, first_values=False
+    )
     return ShardHost(core, take_over_or_begin_anew(core, logs / f"shard-{shard:04d}"), _end_process)
 
 

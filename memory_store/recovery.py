@@ -35,7 +35,7 @@ def take_over_or_begin_anew(core: ShardCore, folder: Path) -> StepLog:
 
 
 def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
-    """Take a shard's log over, and bring `core`, at its first values, to where the log ends; empty logs begin there.
+    """Take a shard's log over, and bring `core`, which is new, to where the log ends; an empty log begins at first values.
 
     Where a snapshot is damaged an older one and more of the log are used. Raises LogError where the log is damaged or
     another shard's, CutError if no snapshot can be read; `core` is then of no use any more.
@@ -49,6 +49,7 @@ def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
     )
     content = log.read()
     if content is None:
+        core.fill_with_first_values()
         log.start(Base(version=0), core.group_state())
         return log
     base = _load_newest(core, content)

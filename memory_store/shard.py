@@ -75,7 +75,10 @@ class _HeldStep:
 
 
 class ShardCore:
-    """One shard of one or more tables. See the module for its contract."""
+    """One shard of one or more tables. See the module for its contract.
+
+    Without `first_values` the tables are zeros until they are filled or restored.
+    """
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class ShardCore:
         max_staleness: int = 0,
         shared: bool = False,
         logged: bool = False,
+        first_values: bool = True,
     ) -> None:
         self.placement = placement
         self.shard = shard
@@ -103,11 +107,11 @@ class ShardCore:
         self.tables = {
             spec.name: TablePart(spec, placement, shard, self.arena, state_arena) for spec in specs
         }
-        for table in self.tables.values():
-            table.initialise()
-        self._has_first_values = True
         self.staleness_counts = np.zeros(max_staleness + 1, dtype=np.int64)
         self._group = WriterGroup()
+        self._has_first_values = False
+        if first_values:
+            self.fill_with_first_values()
         self._kept: dict[tuple[int, int], m.Pool] = {}
         self._held: _HeldStep | None = None
         self._lookups_kept = 0
@@ -303,7 +307,8 @@ class ShardCore:
         self._apply_complete_steps()
 
     def _check_step(self, step: int) -> None:
-        last = self.version + self.max_staleness
+        # A writer that was there before a crash may be a step further than what the crash has left here.
+        last = self.version + self.max_staleness + 1
         if not self.version <= step <= last:
             raise StoreError(
                 f"An update for step {step} came; the tables take steps {self.version} to {last} now."
@@ -417,7 +422,7 @@ class ShardCore:
             for table in self.tables.values():
                 table.clear_accesses()
             return
-        self.begin_replacing()
+        self.arena.show(NO_VERSION, self._group.epoch)
         for table in self.tables.values():
             table.initialise()
         self._has_first_values = True

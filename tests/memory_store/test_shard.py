@@ -294,8 +294,22 @@ def test_a_scale_that_overtakes_the_commits_waits_for_them():
     straight.ask(commit(hold=True))
     straight.ask(m.Apply(WRITER, 0, np.full(2, 0.5)))
     assert shard.bytes() == straight.bytes()
-    with pytest.raises(StoreError, match="take steps 1 to 1"):
-        shard.ask(m.Apply(WRITER, 2, np.ones(2)))
+    with pytest.raises(StoreError, match="take steps 1 to 2"):
+        shard.ask(m.Apply(WRITER, 3, np.ones(2)))
+
+
+def test_an_update_of_the_next_step_waits_for_the_step_before():
+    shard, straight = Shard(), Shard()
+    shard.ask(gradient(A + 1, seq=3, step=1))
+    late = shard.send(commit(seq=4, step=1))
+    with shard.unchanged():
+        shard.ask(gradient(A))
+    for request in (commit(), gradient(A)):
+        shard.ask(request)
+    assert shard.answers[late].version == 2
+    for request in (gradient(A), commit(), gradient(A + 1, seq=3, step=1), commit(seq=4, step=1)):
+        straight.ask(request)
+    assert shard.bytes() == straight.bytes()
 
 
 def test_a_gradient_that_overtakes_its_lookup_waits_for_it():
@@ -315,8 +329,8 @@ def test_bounded_staleness_serves_early_counts_it_and_keeps_the_order_of_steps()
     early = [shard.send(commit(0, seq=1 + step, step=step, sender=one)) for step in range(2)]
     shard.ask(fetch(A, version=1))
     late = shard.send(fetch(A, version=2))
-    with pytest.raises(StoreError, match="steps 0 to 1 now"):
-        shard.ask(gradient(A, seq=3, step=2, sender=one))
+    with pytest.raises(StoreError, match="steps 0 to 2 now"):
+        shard.ask(gradient(A, seq=3, step=3, sender=one))
     # The other writer's second step arrives before its first.
     shard.ask(gradient(A, seq=3, step=1, sender=other))
     shard.send(commit(1, seq=4, step=1, sender=other))
@@ -371,11 +385,11 @@ WRONG_REQUESTS = {
         replace(entry_gradient(A), output_gradient=np.float32([[1, np.inf]])),
         "NaN or infinity",
     ),
-    "entry gradient of another step": (entry_gradient(A, step=1), "steps 0 to 0"),
-    "gradient of another step": (gradient(A, step=1), "steps 0 to 0"),
-    "gradient of a lookup of another step": (pool_gradient(lookup=5, step=1), "steps 0 to 0"),
+    "entry gradient of another step": (entry_gradient(A, step=2), "steps 0 to 1"),
+    "gradient of another step": (gradient(A, step=2), "steps 0 to 1"),
+    "gradient of a lookup of another step": (pool_gradient(lookup=5, step=2), "steps 0 to 1"),
     "writer outside the group": (gradient(A, sender=m.Sender("session", 1, 1)), "1 writers"),
-    "commit of another step": (commit(step=3), "steps 0 to 0"),
+    "commit of another step": (commit(step=3), "steps 0 to 1"),
     "too few rates": (replace(commit(0), learning_rates=np.ones(1)), "2 finite"),
     "rate that is NaN": (replace(commit(0), learning_rates=np.array([0.1, np.nan])), "2 finite"),
     "scale that is infinite": (replace(commit(0), scale=np.inf), "inf"),

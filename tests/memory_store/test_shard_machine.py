@@ -303,7 +303,7 @@ class ShardMachine(RuleBasedStateMachine):
         flawed = [
             replace(good, addresses=one - np.uint32(1)),
             replace(good, gradients=np.ones((1, DIM + 1), np.float32)),
-            replace(good, step=self.version + 1),
+            replace(good, step=self.version + 2),
             m.Commit(sender, 10**6, self.version, 0, False, 1.0, np.array([np.nan])),
         ]
         assert isinstance(self.send(nan), NonFiniteGradientError)
