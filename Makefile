@@ -44,6 +44,11 @@ test-slow: setup ## Run the tests that take minutes
 test-all: setup ## Run every test
 	$(RUN)/pytest
 
+.PHONY: chaos
+SEEDS ?= 10000
+chaos: setup ## Simulate clients, shards, logs and networks under faults (SEEDS=10000)
+	$(RUN)/python -m tests.simulation --seeds $(SEEDS)
+
 .PHONY: bench
 bench: $(MEASURED) ## Measure everything against its peers and write docs/performance.md
 	$(RUN)/python -m benchmarks all

@@ -71,10 +71,13 @@ class Link:
         """The shard has answered, or refused, the request sent for `ticket`."""
         if isinstance(outcome, m.Committed) and outcome.applied:
             self._acknowledge(outcome.version)
-        if self._open.pop(ticket, None) is None:
+        request = self._open.pop(ticket, None)
+        if request is None:
             return []
         if isinstance(outcome, PkmError):
             self._kept.pop(ticket, None)
+        elif isinstance(request, m.OpenGroup):
+            self._begin(request.epoch)  # not before: a shard that has never seen it is not to blame
         return [Complete(ticket, outcome)]
 
     def lost(self) -> list[Action]:
@@ -97,7 +100,8 @@ class Link:
         if restarted and (trouble := self._unusable(info)):
             self._kept.clear()
             return [self._fail(ticket, trouble) for ticket in list(self._open)]
-        resend = self._kept | self._open if restarted else self._open
+        # Also to a shard that was not restarted: what was sent again after its restart may have been lost in turn.
+        resend = self._kept | self._open
         self.resent += len(resend)
         return [Send(ticket, resend[ticket]) for ticket in sorted(resend)]
 
@@ -113,12 +117,13 @@ class Link:
     def _follow(self, request: m.Request) -> None:
         """Whose requests these are; with a new group, and with other tables, what was kept is over."""
         epoch = request.sender.epoch if hasattr(request, "sender") else 0
-        if isinstance(request, m.OpenGroup):
-            epoch = request.epoch
         if epoch > self._epoch or isinstance(request, m.Initialise | m.LoadCut):
-            self._epoch = max(epoch, self._epoch)
-            self._kept.clear()
-            self._acknowledged = 0
+            self._begin(max(epoch, self._epoch))
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._kept.clear()
+        self._acknowledged = 0
 
     def _acknowledge(self, version: int) -> None:
         self._acknowledged = max(self._acknowledged, version)

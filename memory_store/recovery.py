@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,10 +35,14 @@ def take_over_or_begin_anew(core: ShardCore, folder: Path) -> StepLog:
         return take_over(core, FolderStorage(folder))
 
 
-def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
+Load = Callable[[ShardCore, Base], None]
+
+
+def take_over(core: ShardCore, storage: LogStorage, load: Load | None = None) -> StepLog:
     """Take a shard's log over, and bring `core`, which is new, to where the log ends; an empty log begins at first values.
 
-    Where a snapshot is damaged an older one and more of the log are used. Raises LogError where the log is damaged or
+    `load` fills the tables with a snapshot, by default out of the files of its cut. Where one is damaged (CutError) an
+    older one and more of the log are used. Raises LogError where the log is damaged or
     another shard's, CutError if no snapshot can be read; `core` is then of no use any more.
     """
     log = StepLog(
@@ -52,7 +57,7 @@ def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
         core.fill_with_first_values()
         log.start(Base(version=0), core.group_state())
         return log
-    base = _load_newest(core, content)
+    base = _load_newest(core, content, load or load_snapshot)
     core.restore(base.version, content.group)
     for step in content.steps(base.version):
         core.replay(step)
@@ -61,11 +66,11 @@ def take_over(core: ShardCore, storage: LogStorage) -> StepLog:
     return log
 
 
-def _load_newest(core: ShardCore, content: LogContent) -> Base:
+def _load_newest(core: ShardCore, content: LogContent, load: Load) -> Base:
     damage: CutError | LogError | None = None
     for base in reversed(content.bases):
         try:
-            _load(core, base)
+            load(core, base)
         except CutError as error:
             _log.warning("shard %d: the snapshot of version %d: %s", core.shard, base.version, error)
             damage = error
@@ -75,7 +80,7 @@ def _load_newest(core: ShardCore, content: LogContent) -> Base:
     raise damage
 
 
-def _load(core: ShardCore, base: Base) -> None:
+def load_snapshot(core: ShardCore, base: Base) -> None:
     """Fill the tables with `base`. Raises CutError, naming the file, if one is missing or damaged."""
     if base.folder is None:
         core.fill_with_first_values()
