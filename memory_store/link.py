@@ -116,7 +116,8 @@ class Link:
 
     def _follow(self, request: m.Request) -> None:
         """Whose requests these are; with a new group, and with other tables, what was kept is over."""
-        epoch = request.sender.epoch if hasattr(request, "sender") else 0
+        sender: m.Sender | None = getattr(request, "sender", None)
+        epoch = sender.epoch if sender is not None else 0
         if epoch > self._epoch or isinstance(request, m.Initialise | m.LoadCut):
             self._begin(max(epoch, self._epoch))
 

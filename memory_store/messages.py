@@ -289,6 +289,7 @@ class Failure:
     message: str
 
 
+Contributing = PoolGradient | RowGradient | EntryGradient
 Request = (
     Describe
     | OpenGroup

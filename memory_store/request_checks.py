@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_store.errors import NonFiniteGradientError, StoreError
+from memory_store.errors import LogError, NonFiniteGradientError, StoreError
 from memory_store.kernels import all_finite
-from memory_store.messages import Commit, Fetch
+from memory_store.log_records import TableUpdate
+from memory_store.messages import Commit, EntryGradient, Fetch, RowGradient
+from memory_store.steps import Contribution, token_of_entry
 from memory_store.table import TablePart
 
 MAP_SIDE_MAX = 1024
@@ -68,6 +70,36 @@ def check_finite(part: TablePart, numbers: NDArray[Any]) -> None:
         raise NonFiniteGradientError(
             f"A gradient for table {part.spec.name!r} holds NaN or infinity; no row was touched. "
             "Lower the learning rate, or look for the layer that overflows."
+        )
+
+
+def checked_contribution(part: TablePart, request: RowGradient | EntryGradient) -> Contribution:
+    """What a request contributes to the rows of `part`, after it was found right."""
+    addresses = request.addresses
+    if isinstance(request, RowGradient):
+        check_owned(part, addresses)
+        check_gradient(part, request.gradients, addresses.size)
+        ones = np.ones(addresses.size, request.gradients.dtype)
+        vector_of_entry = np.arange(addresses.size, dtype=np.int32)
+        return Contribution(request.table, addresses, vector_of_entry, ones, request.gradients)
+    check_entries(part, request.offsets, addresses, request.weights)
+    check_gradient(part, request.output_gradient, request.offsets.size - 1)
+    check_finite(part, request.weights)
+    tokens = token_of_entry(request.offsets)
+    return Contribution(request.table, addresses, tokens, request.weights, request.output_gradient)
+
+
+def check_replayed(part: TablePart | None, step: int, update: TableUpdate) -> None:
+    """An update out of the log is one of rows that this part has. Raises LogError."""
+    gradients = update.contributions
+    if (
+        part is None
+        or gradients.vectors.shape[1] != part.spec.dim
+        or gradients.vectors.dtype != part.spec.compute_dtype
+        or not part.owns(gradients.addresses)
+    ):
+        raise LogError(
+            f"Step {step} of the log updates rows of table {update.table!r} that this shard doesn't have."
         )
 
 

@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_store import messages as m
-from memory_store.access import access_map, add_counts, count_entries, sum_accesses
-from memory_store.arena import NO_VERSION, Arena
-from memory_store.errors import FencedError, LogError, PkmError, StoreError
+from memory_store.access import add_counts, count_entries
+from memory_store.access_requests import answered
+from memory_store.answers import Answer, acknowledges
+from memory_store.arena import NO_VERSION
+from memory_store.errors import FencedError, PkmError, StoreError
+from memory_store.held_steps import HeldStep, held_step
+from memory_store.kept_lookups import KeptLookups
 from memory_store.log_records import (
     Base,
     GroupState,
@@ -36,7 +40,7 @@ from memory_store.log_records import (
     LogRecord,
     TableUpdate,
 )
-from memory_store.optimizers import Contributions, squared_norm_by_bucket
+from memory_store.optimizers import Contributions
 from memory_store.placement import BUCKETS, Placement
 from memory_store.request_checks import (
     check_commit,
@@ -45,33 +49,14 @@ from memory_store.request_checks import (
     check_fetch,
     check_finite,
     check_gradient,
-    check_map,
-    check_owned,
+    check_replayed,
+    checked_contribution,
 )
 from memory_store.steps import Contribution, WriterGroup, token_of_entry
-from memory_store.table import TablePart, part_bytes
+from memory_store.table import TablePart, allocated
 from memory_store.table_spec import TableSpec
 
-KEPT_LOOKUPS_MAX = 4096
 _NO_NORMS = np.empty((0, BUCKETS))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The reply to the request that came with `ticket`, to be sent once the first `after` records are durable."""
-
-    ticket: int
-    reply: m.Reply | PkmError
-    after: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _HeldStep:
-    """A complete step whose gradients are grouped by row and wait for the clipping scale."""
-
-    step: int
-    contributions: list[Contributions | None]
-    squared_norms: NDArray[np.float64]
 
 
 class ShardCore:
@@ -99,22 +84,15 @@ class ShardCore:
         self.logged = logged
         self.records_made = 0
         self.version = 0
-        sizes = [part_bytes(spec, placement, shard) for spec in specs]
-        # Trainers read the values alone: the rest needn't be shared, and private memory comes in larger pages.
-        self.arena = Arena(sum(size.values for size in sizes), shared=shared)
+        self.arena, self.tables = allocated(specs, placement, shard, shared=shared)
         self.arena.sign(incarnation)
-        state_arena = Arena(sum(size.state for size in sizes))
-        self.tables = {
-            spec.name: TablePart(spec, placement, shard, self.arena, state_arena) for spec in specs
-        }
         self.staleness_counts = np.zeros(max_staleness + 1, dtype=np.int64)
         self._group = WriterGroup()
         self._has_first_values = False
         if first_values:
             self.fill_with_first_values()
-        self._kept: dict[tuple[int, int], m.Pool] = {}
-        self._held: _HeldStep | None = None
-        self._lookups_kept = 0
+        self._kept = KeptLookups()
+        self._held: HeldStep | None = None
         self._records: list[LogRecord] = []
         self.on_record: Callable[[LogRecord], None] = self._records.append
         self._waiting: list[tuple[int, m.Request]] = []
@@ -151,9 +129,9 @@ class ShardCore:
             self.records_made += 1
             self.on_record(record)
 
-    def _state(self) -> tuple[int, int, _HeldStep | None, int]:
+    def _state(self) -> tuple[int, int, HeldStep | None, int]:
         """All that a waiting request can wait for."""
-        return self.version, self._group.epoch, self._held, self._lookups_kept
+        return self.version, self._group.epoch, self._held, self._kept.kept_in_all
 
     def _serve(self, requests: list[tuple[int, m.Request]]) -> list[Answer]:
         answers = []
@@ -167,7 +145,7 @@ class ShardCore:
                 self._waiting.append((ticket, request))
             else:
                 answers.append(
-                    Answer(ticket, reply, self.records_made if _acknowledges(request, reply) else 0)
+                    Answer(ticket, reply, self.records_made if acknowledges(request, reply) else 0)
                 )
         return answers
 
@@ -180,10 +158,8 @@ class ShardCore:
                 return self._fetch(request)
             case m.PoolGradient():
                 return self._pool_gradient(request)
-            case m.RowGradient():
-                return self._row_gradient(request)
-            case m.EntryGradient():
-                return self._entry_gradient(request)
+            case m.RowGradient() | m.EntryGradient():
+                return self._contribute(request)
             case m.Commit():
                 return self._commit(request)
             case m.Apply():
@@ -194,17 +170,8 @@ class ShardCore:
                 return self._initialise(request)
             case m.Describe():
                 return self._describe()
-            case m.CountAccesses():
-                part = self._table(request.table)
-                sums = sum_accesses(part.accesses, part.weight_sums, request.histogram_prefix)
-                return m.AccessCounted(**vars(sums))
-            case m.DrawAccesses():
-                return self._draw(request)
-            case m.ClearAccesses():
-                self._table(request.table).clear_accesses()
-                return m.Done(duplicate=False)
-            case m.CountTouched():
-                return m.Touched(self._table(request.table).rows_touched_since(request.since))
+            case m.CountAccesses() | m.DrawAccesses() | m.ClearAccesses() | m.CountTouched():
+                return answered(self._table(request.table), request)
             case m.WriteCut() | m.LoadCut():
                 raise StoreError("Cuts are files: the shard's host writes and reads them, not its core.")
 
@@ -240,13 +207,7 @@ class ShardCore:
         if not self._version_reached(request.version):
             return None
         if request.keep:
-            if len(self._kept) >= KEPT_LOOKUPS_MAX:
-                raise StoreError(
-                    f"{KEPT_LOOKUPS_MAX} lookups wait for their backward pass; "
-                    "run it, or look up without keeping (torch.no_grad)."
-                )
-            self._kept[request.sender.writer, request.lookup] = request
-            self._lookups_kept += 1
+            self._kept.keep(request)
         if request.track:
             count_entries(
                 request.addresses, request.weights, part.first_address, part.accesses, part.weight_sums
@@ -259,7 +220,7 @@ class ShardCore:
         sender, step, gradient = request.sender, request.step, request.output_gradient
         self._group.check(sender)
         known = self._group.known(sender, request.seq, step)
-        kept = self._kept.get((sender.writer, request.lookup))
+        kept = self._kept.of(sender.writer, request.lookup)
         if kept is None:
             if known:
                 return m.WeightGradient(np.empty(0, dtype=gradient.dtype))
@@ -275,32 +236,14 @@ class ShardCore:
             self._take(request, Contribution(kept.table, kept.addresses, tokens, kept.weights, gradient))
         return reply
 
-    def _row_gradient(self, request: m.RowGradient) -> m.Done:
+    def _contribute(self, request: m.RowGradient | m.EntryGradient) -> m.Done:
         self._group.check(request.sender)
         if self._group.known(request.sender, request.seq, request.step):
             return m.Done(duplicate=True)
-        part, addresses, gradients = self._table(request.table), request.addresses, request.gradients
-        check_owned(part, addresses)
-        check_gradient(part, gradients, addresses.size)
-        entries, ones = np.arange(addresses.size, dtype=np.int32), np.ones(addresses.size, gradients.dtype)
-        self._take(request, Contribution(request.table, addresses, entries, ones, gradients))
+        self._take(request, checked_contribution(self._table(request.table), request))
         return m.Done(duplicate=False)
 
-    def _entry_gradient(self, request: m.EntryGradient) -> m.Done:
-        self._group.check(request.sender)
-        if self._group.known(request.sender, request.seq, request.step):
-            return m.Done(duplicate=True)
-        part, addresses, weights = self._table(request.table), request.addresses, request.weights
-        check_entries(part, request.offsets, addresses, weights)
-        check_gradient(part, request.output_gradient, request.offsets.size - 1)
-        check_finite(part, weights)
-        tokens = token_of_entry(request.offsets)
-        self._take(request, Contribution(request.table, addresses, tokens, weights, request.output_gradient))
-        return m.Done(duplicate=False)
-
-    def _take(
-        self, request: m.PoolGradient | m.RowGradient | m.EntryGradient, contribution: Contribution
-    ) -> None:
+    def _take(self, request: m.Contributing, contribution: Contribution) -> None:
         """Take a contribution that was found right, and apply the step if that completes it."""
         self._check_step(request.step)
         self._group.contribute(request.sender, request.seq, request.step, contribution)
@@ -335,16 +278,9 @@ class ShardCore:
             settings = self._group.settings(self.version)
             contributions = [self._group.contributions(self.version, name) for name in self.tables]
             if settings.hold:
-                self._hold(settings, contributions)
+                self._held = held_step(self.version, settings, contributions, self.tables)
             else:
                 self._update(settings, contributions, np.ones(len(self.tables)))
-
-    def _hold(self, settings: m.Commit, contributions: list[Contributions | None]) -> None:
-        norms = np.zeros((len(self.tables), BUCKETS))
-        for index, (part, gradients) in enumerate(zip(self.tables.values(), contributions, strict=True)):
-            if gradients is not None:
-                norms[index] = squared_norm_by_bucket(gradients, part.capacity) * settings.scale**2
-        self._held = _HeldStep(self.version, contributions, norms)
 
     def _apply_held(self, request: m.Apply) -> m.Committed | None:
         self._group.check(request.sender)
@@ -383,7 +319,7 @@ class ShardCore:
                 learning_rate=update.learning_rate,
                 scale=update.scale,
             )
-        self._kept = {key: kept for key, kept in self._kept.items() if kept.version > self.version}
+        self._kept.forget_up_to(self.version)
         self.version += 1
         self.arena.show(self.version, self._group.epoch)
 
@@ -398,11 +334,9 @@ class ShardCore:
                 f"Epoch {request.epoch} is not above {group.epoch}, which is in charge: "
                 "a newer group has taken over."
             )
-        self._group = WriterGroup(request.session, request.epoch, request.writers)
-        self._kept.clear()
-        self._held = None
+        successor = WriterGroup(request.session, request.epoch, request.writers)
+        self.restore(self.version, successor.state())
         self._record(LoggedGroup(self.group_state()))
-        self.arena.show(self.version, self._group.epoch)
         return m.Done(duplicate=False)
 
     def _initialise(self, request: m.Initialise) -> m.Done:
@@ -418,13 +352,10 @@ class ShardCore:
 
     def fill_with_first_values(self) -> None:
         """Put every table to its first values; `replaced` or `restore` must follow."""
-        if self._has_first_values:
-            for table in self.tables.values():
-                table.clear_accesses()
-            return
-        self.arena.show(NO_VERSION, self._group.epoch)
+        if not self._has_first_values:
+            self.arena.show(NO_VERSION, self._group.epoch)
         for table in self.tables.values():
-            table.initialise()
+            table.clear_accesses() if self._has_first_values else table.initialise()
         self._has_first_values = True
 
     def begin_replacing(self) -> None:
@@ -455,20 +386,12 @@ class ShardCore:
 
     def group_state(self) -> GroupState:
         """The group in charge, as the log keeps it."""
-        group = self._group
-        return GroupState(
-            session=group.session,
-            epoch=group.epoch,
-            writers=group.writers,
-            seqs=dict(group.last_applied_seq),
-        )
+        return self._group.state()
 
     def restore(self, version: int, group: GroupState) -> None:
         """The tables are at `version`, and `group` is in charge; nothing is pending."""
         self.version = version
-        self._group = WriterGroup(
-            group.session, group.epoch, group.writers, last_applied_seq=dict(group.seqs)
-        )
+        self._group = WriterGroup.of(group)
         self._kept.clear()
         self._held = None
         self.arena.show(version, group.epoch)
@@ -476,16 +399,7 @@ class ShardCore:
     def replay(self, step: LoggedStep) -> None:
         """Apply a step out of the log once more. Raises LogError, before a row changes, if it can't be of these tables."""
         for update in step.updates:
-            part, gradients = self.tables.get(update.table), update.contributions
-            if (
-                part is None
-                or gradients.vectors.shape[1] != part.spec.dim
-                or gradients.vectors.dtype != part.spec.compute_dtype
-                or not part.owns(gradients.addresses)
-            ):
-                raise LogError(
-                    f"Step {step.step} of the log updates rows of table {update.table!r} that this shard doesn't own."
-                )
+            check_replayed(self.tables.get(update.table), step.step, update)
         self._apply(step.updates)
 
     def _describe(self) -> m.ShardInfo:
@@ -503,21 +417,8 @@ class ShardCore:
             logged=self.logged,
         )
 
-    def _draw(self, request: m.DrawAccesses) -> m.AccessDrawn:
-        part = self._table(request.table)
-        check_map(part, request.sub_keys, request.side)
-        first, rows = part.first_address, part.spec.rows
-        return m.AccessDrawn(access_map(part.weight_sums, first, rows, request.sub_keys, request.side))
-
     def _table(self, name: str) -> TablePart:
         part = self.tables.get(name)
         if part is None:
             raise StoreError(f"No table {name!r} here; there are: {', '.join(self.tables)}.")
         return part
-
-
-def _acknowledges(request: m.Request, reply: m.Reply) -> bool:
-    """Whether the client relies on `reply` after a crash of the shard."""
-    return isinstance(request, m.OpenGroup | m.Initialise) or (
-        isinstance(reply, m.Committed) and reply.applied
-    )

@@ -15,12 +15,13 @@ from itertools import chain
 from pathlib import Path
 
 from memory_store import messages as m
+from memory_store.answers import Answer
 from memory_store.bucket_files import check_buckets, read_buckets, write_buckets
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
 from memory_store.log_records import Base
 from memory_store.log_writer import LogWriter
-from memory_store.shard import Answer, ShardCore
+from memory_store.shard import ShardCore
 from memory_store.step_log import StepLog
 
 

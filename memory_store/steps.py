@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from memory_store.errors import FencedError, StoreError
 from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray
+from memory_store.log_records import GroupState
 from memory_store.messages import Commit, Sender
 from memory_store.optimizers import Contributions
 
@@ -61,6 +62,16 @@ class WriterGroup:
     writers: int = 0
     pending: dict[int, dict[int, WriterStep]] = field(default_factory=dict)
     last_applied_seq: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: GroupState) -> WriterGroup:
+        """The group as a log kept it; nothing is pending."""
+        return cls(state.session, state.epoch, state.writers, last_applied_seq=dict(state.seqs))
+
+    def state(self) -> GroupState:
+        """The group as a log keeps it: without what is pending."""
+        seqs = dict(self.last_applied_seq)
+        return GroupState(session=self.session, epoch=self.epoch, writers=self.writers, seqs=seqs)
 
     def check(self, sender: Sender) -> None:
         """Raises FencedError unless `sender` belongs to this group."""

@@ -6,6 +6,7 @@ and update its rows; steps, writers and versions are shard.py's business.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,3 +164,14 @@ class TablePart:
     def clear_accesses(self) -> None:
         self.accesses.fill(0)
         self.weight_sums.fill(0)
+
+
+def allocated(
+    specs: Sequence[TableSpec], placement: Placement, shard: int, *, shared: bool
+) -> tuple[Arena, dict[str, TablePart]]:
+    """A shard's parts of all tables, zeros, by name; and the arena of their values, which other processes may map."""
+    sizes = [part_bytes(spec, placement, shard) for spec in specs]
+    # Trainers read the values alone: the rest needn't be shared, and private memory comes in larger pages.
+    values = Arena(sum(size.values for size in sizes), shared=shared)
+    state = Arena(sum(size.state for size in sizes))
+    return values, {spec.name: TablePart(spec, placement, shard, values, state) for spec in specs}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from memory_store import messages as m
-from memory_store import shard as shard_module
 from memory_store.errors import FencedError, NonFiniteGradientError, PkmError, StoreError
 from memory_store.placement import BUCKETS, Placement
 from memory_store.shard import ShardCore
@@ -436,7 +435,7 @@ def test_wrong_clipping_scales_are_refused_and_the_step_stays_held(scales: list[
 
 
 def test_kept_lookups_are_bounded_and_freed_by_the_step(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shard_module, "KEPT_LOOKUPS_MAX", 3)
+    monkeypatch.setattr("memory_store.kept_lookups.KEPT_LOOKUPS_MAX", 3)
     shard = Shard()
     for lookup in range(3):
         shard.ask(pool(A, lookup=lookup))

@@ -10,11 +10,12 @@ from itertools import count
 import numpy as np
 
 from memory_store import messages as m
+from memory_store.answers import Answer
 from memory_store.errors import CutError, PkmError, SupersededError
 from memory_store.log_records import Base, LogRecord
 from memory_store.placement import Placement
 from memory_store.recovery import take_over
-from memory_store.shard import Answer, ShardCore
+from memory_store.shard import ShardCore
 from memory_store.step_log import StepLog
 from memory_store.table_spec import TableSpec
 from tests.simulation.disk import SimulatedDisk
