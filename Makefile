@@ -13,7 +13,7 @@ SOTU := examples/data/sotu
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(INSTALLED) ## Make .venv with everything that is pinned
@@ -48,6 +48,11 @@ test-all: setup ## Run every test
 SEEDS ?= 10000
 chaos: setup ## Simulate clients, shards, logs and networks under faults (SEEDS=10000)
 	$(RUN)/python -m tests.simulation --seeds $(SEEDS)
+
+.PHONY: chaos-kills
+KILLS ?= 50
+chaos-kills: setup ## Kill shards, trainers and drivers of a real job and compare bytes (KILLS=50)
+	$(RUN)/python -m tests.chaos --kills $(KILLS)
 
 .PHONY: bench
 bench: $(MEASURED) ## Measure everything against its peers and write docs/performance.md

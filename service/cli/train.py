@@ -64,8 +64,7 @@ def train(
         folder = RunFolder(resume)
         job = _change_job(folder, overrides or [])
 
-    # Not before: it takes seconds, and mistakes are told at once.
-    from workers.trainer_group import train as train_job
+    from workers.supervisor import train as train_job
 
     console = messages()
     console.print(f"Training {job.name} in {folder.path}", markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ train: {steps: 10, batch_tokens: 512}
 
 
 class Training:
-    """Stands in for workers.trainer_group.train: notes its calls and does as it is told."""
+    """Stands in for workers.supervisor.train: notes its calls and does as it is told."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[JobSpec, Path, bool]] = []
@@ -78,9 +78,9 @@ class Training:
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
     training = Training()
-    module: Any = types.ModuleType("workers.trainer_group")
+    module: Any = types.ModuleType("workers.supervisor")
     module.train = training
-    monkeypatch.setitem(sys.modules, "workers.trainer_group", module)
+    monkeypatch.setitem(sys.modules, "workers.supervisor", module)
     monkeypatch.setattr("workers.preflight.check_job", training.check)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(JOB)
