@@ -4,25 +4,33 @@ Columns of a batch, one line per row of the bucket in order of position: `values
 bfloat16 as its uint16 bit patterns), `first_state` and `second_state` (fixed-size lists, left out where the
 optimizer has none) and `last_step`. A batch depends on its bucket only, so a cut can be read onto any number
 of shards.
+
+A *delta* is such a file of only the rows that were touched since an earlier cut, with their `position` (uint32) in the bucket
+as the first column, rising. The shard's files of that cut, linked into the folder of the new one, and the delta are the new
+cut: every cut is whole in itself, and what is written for it is in proportion to the rows touched.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from memory_store.cuts import CutFile, Manifest, check_file, describe_file
-from memory_store.durable_files import sync_file
+from memory_store.durable_files import sync_file, sync_folder
 from memory_store.errors import CutError
 from memory_store.placement import bucket_rows
 from memory_store.table import TablePart
 from memory_store.table_spec import OptimizerSpec, TableSpec
+
+_POSITION = pa.field("position", pa.uint32(), nullable=False)
 
 
 def spec_as_json(spec: TableSpec) -> dict[str, Any]:
@@ -55,6 +63,12 @@ def _schema(part: TablePart) -> pa.Schema:
     )
 
 
+def _column(rows: NDArray[Any]) -> pa.Array:
+    if rows.ndim == 1:
+        return pa.array(rows)
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
 def write_buckets(folder: Path, part: TablePart, shard: int) -> CutFile:
     """Write all buckets of a shard's part of a table into `folder`, on the disk when this returns."""
     path = folder / f"{part.spec.name}-shard-{shard:04d}.arrow"
@@ -63,15 +77,34 @@ def write_buckets(folder: Path, part: TablePart, shard: int) -> CutFile:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for bucket in buckets:
             where = part.bucket_slice(bucket)
-            columns = [
-                pa.array(array[where])
-                if array.ndim == 1
-                else pa.FixedSizeListArray.from_arrays(pa.array(array[where].reshape(-1)), array.shape[1])
-                for _, array in _columns(part)
-            ]
+            columns = [_column(array[where]) for _, array in _columns(part)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     sync_file(path)
     return describe_file(path, table=part.spec.name, buckets=buckets)
+
+
+def write_delta(folder: Path, part: TablePart, shard: int, since: int, step: int) -> CutFile:
+    """Write the rows of a part that were touched after version `since` into `folder`; it is on the disk when this returns."""
+    path = folder / f"{part.spec.name}-shard-{shard:04d}-delta-{step:08d}.arrow"
+    schema = _schema(part).insert(0, _POSITION)
+    buckets = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for bucket in part.buckets:
+            where = part.bucket_slice(bucket)
+            positions = np.flatnonzero(part.last_step[where] > since).astype(np.uint32)
+            if positions.size:
+                columns = [positions, *(array[where][positions] for _, array in _columns(part))]
+                writer.write_batch(pa.record_batch([_column(array) for array in columns], schema=schema))
+                buckets.append(bucket)
+    sync_file(path)
+    return describe_file(path, table=part.spec.name, buckets=buckets, delta=True)
+
+
+def link_files(source: Path, folder: Path, files: Iterable[CutFile]) -> None:
+    """Let `folder` have the files of an older cut too. Raises OSError where the file system can't, or one is gone."""
+    for entry in files:
+        os.link(source / entry.name, folder / entry.name)
+    sync_folder(folder)
 
 
 def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[CutFile]:
@@ -85,13 +118,15 @@ def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[Cut
             f"{folder} holds table {part.spec.name!r} as {specs.get(part.spec.name)}; {part.spec} is wanted. "
             "A cut can be read onto other shards, but not into another table."
         )
-    missing = {bucket for bucket in part.buckets if bucket_rows(part.spec.rows, bucket)}
+    wanted = {bucket for bucket in part.buckets if bucket_rows(part.spec.rows, bucket)}
+    missing = set(wanted)
     needed = []
     for entry in manifest.files:
-        if entry.table == part.spec.name and missing.intersection(entry.buckets):
+        if entry.table == part.spec.name and (wanted if entry.delta else missing).intersection(entry.buckets):
             check_file(folder, entry)
             needed.append(entry)
-            missing.difference_update(entry.buckets)
+            if not entry.delta:
+                missing.difference_update(entry.buckets)
     if missing:
         raise CutError(f"{folder} lacks bucket {min(missing)} of table {part.spec.name!r}.")
     return needed
@@ -102,7 +137,11 @@ def read_buckets(folder: Path, files: Iterable[CutFile], part: TablePart) -> Non
     for entry in files:
         path = folder / entry.name
         for bucket, batch in _batches(path, entry.buckets):
-            if bucket in part.buckets:
+            if bucket not in part.buckets:
+                continue
+            if entry.delta:
+                _fill_touched(part, bucket, batch, path)
+            else:
                 _fill(part, bucket, batch, path)
 
 
@@ -127,3 +166,18 @@ def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> No
         column = batch.column(name)
         flat = column if array.ndim == 1 else column.flatten()
         array[where] = flat.to_numpy(zero_copy_only=True).reshape(array[where].shape)
+
+
+def _fill_touched(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> None:
+    where = part.bucket_slice(bucket)
+    if batch.schema != _schema(part).insert(0, _POSITION):
+        raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
+    positions = batch.column("position").to_numpy(zero_copy_only=True)
+    rows = where.stop - where.start
+    if positions.size == 0 or positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
+        raise CutError(f"{path} names rows of bucket {bucket} that are not in it, or not in their order.")
+    for name, array in _columns(part):
+        column = batch.column(name)
+        flat = column if array.ndim == 1 else column.flatten()
+        touched = flat.to_numpy(zero_copy_only=True).reshape(positions.size, *array.shape[1:])
+        array[where][positions] = touched

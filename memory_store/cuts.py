@@ -34,7 +34,10 @@ _FOLDER = re.compile(r"step-(\d{8,12})")
 
 
 class CutFile(BaseModel):
-    """One file of a cut. `buckets` lists, for a table file, the bucket of each record batch, in order."""
+    """One file of a cut. `buckets` lists, for a table file, the bucket of each record batch, in order.
+
+    A `delta` holds only rows that were touched since the files of its shard before it in the manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +46,7 @@ class CutFile(BaseModel):
     sha256: str
     table: str | None = None
     buckets: tuple[int, ...] = ()
+    delta: bool = False
 
 
 class Manifest(BaseModel):
@@ -57,7 +61,9 @@ class Manifest(BaseModel):
     files: tuple[CutFile, ...]
 
 
-def describe_file(path: Path, *, table: str | None = None, buckets: Iterable[int] = ()) -> CutFile:
+def describe_file(
+    path: Path, *, table: str | None = None, buckets: Iterable[int] = (), delta: bool = False
+) -> CutFile:
     """The manifest entry of a file that has just been written."""
     return CutFile(
         name=path.name,
@@ -65,6 +71,7 @@ def describe_file(path: Path, *, table: str | None = None, buckets: Iterable[int
         sha256=sha256_of(path),
         table=table,
         buckets=tuple(buckets),
+        delta=delta,
     )
 
 
@@ -159,14 +166,31 @@ def complete_cuts(cuts: Path) -> list[Path]:
 
 
 def prune_cuts(cuts: Path, keep: int) -> None:
-    """Remove all but the newest `keep` cuts.
+    """Remove all but the newest `keep` cuts; of several, one shares no file with the newest, or one more is kept that
+    does not.
 
     The manifest goes first, so a cut half removed no longer exists.
     """
-    for folder in complete_cuts(cuts)[:-keep]:
-        (folder / MANIFEST).unlink()
-        sync_folder(folder)
-        shutil.rmtree(folder)
+    folders = complete_cuts(cuts)
+    older, kept = folders[:-keep], folders[-keep:]
+    spare = _spare(older, kept)
+    for folder in older:
+        if folder != spare:
+            (folder / MANIFEST).unlink()
+            sync_folder(folder)
+            shutil.rmtree(folder)
+
+
+def _spare(older: list[Path], kept: list[Path]) -> Path | None:
+    """The newest of the older cuts that shares no file with the newest of all, where all that are kept do."""
+    newest = _inodes(kept[-1])
+    if len(kept) == 1 or not all(newest & _inodes(folder) for folder in kept):
+        return None
+    return next((folder for folder in reversed(older) if not newest & _inodes(folder)), None)
+
+
+def _inodes(folder: Path) -> set[int]:
+    return {path.stat().st_ino for path in folder.iterdir() if path.is_file()}
 
 
 def _canonical(value: object) -> bytes:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from memory_store import messages as m
 from memory_store.answers import Answer
-from memory_store.bucket_files import check_buckets, read_buckets, write_buckets
+from memory_store.bucket_files import check_buckets, read_buckets
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
 from memory_store.log_records import Base
 from memory_store.log_writer import LogWriter
 from memory_store.shard import ShardCore
+from memory_store.shard_cuts import ShardCuts
 from memory_store.step_log import StepLog
 
 
@@ -42,6 +43,7 @@ class ShardHost:
         self._lock = threading.Lock()
         self._tickets = 0
         self._futures: dict[int, Future[m.Reply]] = {}
+        self._cuts = ShardCuts(core.shard)
         self._durable = 0
         self._undurable: list[Answer] = []
         self._log: LogWriter | None = None
@@ -122,6 +124,9 @@ class ShardHost:
                 case m.LoadCut():
                     done = self._load_cut(request)
                     return [Answer(ticket, done, self._core.records_made), *self._core.answer_waiting()]
+                case m.Initialise():
+                    self._cuts.forget()
+                    return self._core.handle(ticket, request)
                 case _:
                     return self._core.handle(ticket, request)
         except PkmError as error:
@@ -139,7 +144,7 @@ class ShardHost:
             raise StoreError(f"A cut of step {request.step} was asked for; the tables are at {core.version}.")
         if (Path(request.folder) / MANIFEST).exists():
             raise CutError(f"{request.folder} is a complete cut already; nothing was written over.")
-        files = [write_buckets(Path(request.folder), part, core.shard) for part in core.tables.values()]
+        files = self._cuts.write(Path(request.folder), core.tables.values(), request.step)
         core.written(Base(version=request.step, folder=request.folder, files=tuple(files)))
         return m.CutWritten(json.dumps([file.model_dump(mode="json") for file in files]))
 
@@ -157,6 +162,7 @@ class ShardHost:
             part.clear_accesses()
         base = Base(version=manifest.step, folder=request.folder, files=tuple(chain(*files)))
         core.replaced(request, base)
+        self._cuts.forget()
         return m.Done(duplicate=False)
 
 

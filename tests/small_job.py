@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,19 +61,31 @@ def small_job(corpus: Path, **changes: Any) -> JobSpec:
 
 def table_content(cut: Path) -> dict[tuple[str, int], dict[str, bytes]]:
     """Every column of every bucket of a cut, as bytes, by (table, bucket): independent of the number of shards."""
-    content = {}
+    content: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for entry in read_manifest(cut).files:
         if entry.table is not None:
             with pa.OSFile(str(cut / entry.name)) as source, pa.ipc.open_file(source) as reader:
                 for index, bucket in enumerate(entry.buckets):
                     batch = reader.get_batch(index)
-                    content[entry.table, bucket] = {
-                        name: batch.column(name).to_numpy(zero_copy_only=False).tobytes()
-                        if batch.schema.field(name).type == pa.uint32()
-                        else batch.column(name).flatten().to_numpy().tobytes()
-                        for name in batch.schema.names
-                    }
-    return content
+                    columns = {name: _rows(batch, name) for name in batch.schema.names}
+                    positions = columns.pop("position", None)
+                    if positions is None:
+                        content[entry.table, bucket] = columns
+                    else:
+                        for name, rows in columns.items():
+                            content[entry.table, bucket][name][positions] = rows
+    return {
+        bucket: {name: rows.tobytes() for name, rows in columns.items()}
+        for bucket, columns in content.items()
+    }
+
+
+def _rows(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """A copy of a column, one line per row."""
+    column = batch.column(name)
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy().reshape(batch.num_rows, -1).copy()
+    return column.to_numpy().copy()
 
 
 def dense_weights(cut: Path) -> dict[str, bytes]:

@@ -156,7 +156,7 @@ def test_a_log_begins_at_the_cuts_and_a_damaged_cut_is_passed_over(shards: Shard
     for shard in range(SHARDS):
         found = len(list((tmp_path / "logs" / f"shard-{shard:04d}").glob("*.log")))
         assert found == 2, "from the second newest cut on"
-    damaged = next(cuts[-1].glob("*shard-0001.arrow"))
+    damaged = next(cuts[-1].glob("*shard-0001-delta-00000012.arrow"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
