@@ -8,7 +8,6 @@ killed: the time counts from the kill until its successor has answered a lookup.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -31,7 +30,7 @@ from benchmarks.training_steps import Batch, ModelKind, TrainedModel
 from memory_store import messages as m
 from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
-from memory_store.cuts import CutFile, Manifest, begin_cut, finish_cut
+from memory_store.cuts import Manifest, begin_cut, finish_cut
 from memory_store.opening import connect
 from memory_store.placement import addresses_of
 from memory_store.table_spec import OptimizerSpec, TableSpec
@@ -200,10 +199,8 @@ def _measure_updates(recorder: Recorder, size: DurabilitySize, folder: Path) -> 
 
 def _write_tables(cuts: Path, store: StoreClient) -> None:
     """A complete cut of the tables alone."""
-    store.synchronise()
     folder = begin_cut(cuts, store.version)
-    replies = store.ask(m.WriteCut(store.sender, str(folder), store.version), m.CutWritten)
-    files = [CutFile.model_validate(entry) for reply in replies for entry in json.loads(reply.files)]
+    files = store.begin_cut(str(folder))()
     tables = tuple(spec_as_json(spec) for spec in store.specs.values())
     finish_cut(folder, Manifest(step=store.version, tables=tables, files=tuple(files)))
 

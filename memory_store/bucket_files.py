@@ -19,13 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from memory_store.cuts import CutFile, Manifest, check_file, describe_file
-from memory_store.durable_files import sync_file, sync_folder
+from memory_store.durable_files import sync_file
 from memory_store.errors import CutError
+from memory_store.frozen_part import FrozenPart
 from memory_store.placement import bucket_rows
 from memory_store.table import TablePart
 from memory_store.table_spec import OptimizerSpec, TableSpec
@@ -43,11 +43,6 @@ def spec_from_json(value: dict[str, Any]) -> TableSpec:
     return TableSpec(**{**value, "optimizer": OptimizerSpec(**optimizer)})
 
 
-def _columns(part: TablePart) -> list[tuple[str, NDArray[Any]]]:
-    arrays = [("values", part.values), ("first_state", part.first_state), ("second_state", part.second_state)]
-    return [(name, array) for name, array in arrays if array.shape[1]] + [("last_step", part.last_step)]
-
-
 def _schema(part: TablePart) -> pa.Schema:
     return pa.schema(
         [
@@ -58,7 +53,7 @@ def _schema(part: TablePart) -> pa.Schema:
                 else pa.list_(pa.from_numpy_dtype(array.dtype), array.shape[1]),
                 nullable=False,
             )
-            for name, array in _columns(part)
+            for name, array in part.columns()
         ]
     )
 
@@ -69,32 +64,35 @@ def _column(rows: NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
 
-def write_buckets(folder: Path, part: TablePart, shard: int) -> CutFile:
-    """Write all buckets of a shard's part of a table into `folder`, on the disk when this returns."""
-    path = folder / f"{part.spec.name}-shard-{shard:04d}.arrow"
+def write_buckets(folder: Path, frozen: FrozenPart, writer: str) -> CutFile:
+    """Write all buckets of a shard's part of a table into `folder`, on the disk when this returns.
+
+    `writer` names the shard's process in the file's name: no other one ever writes it.
+    """
+    part = frozen.part
+    path = folder / f"{part.spec.name}-shard-{writer}.arrow"
     schema = _schema(part)
     buckets = [bucket for bucket in part.buckets if bucket_rows(part.spec.rows, bucket)]
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with frozen.create(path) as sink, pa.ipc.new_file(sink, schema) as table:
         for bucket in buckets:
-            where = part.bucket_slice(bucket)
-            columns = [_column(array[where]) for _, array in _columns(part)]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            columns = [_column(array) for array in frozen.read(bucket).columns]
+            table.write_batch(pa.record_batch(columns, schema=schema))
     sync_file(path)
     return describe_file(path, table=part.spec.name, buckets=buckets)
 
 
-def write_delta(folder: Path, part: TablePart, shard: int, since: int, step: int) -> CutFile:
-    """Write the rows of a part that were touched after version `since` into `folder`; it is on the disk when this returns."""
-    path = folder / f"{part.spec.name}-shard-{shard:04d}-delta-{step:08d}.arrow"
+def write_delta(folder: Path, frozen: FrozenPart, writer: str) -> CutFile:
+    """Write the rows that were touched after version `frozen.since` into `folder`, on the disk when this returns."""
+    part = frozen.part
+    path = folder / f"{part.spec.name}-shard-{writer}-delta-{frozen.version:08d}.arrow"
     schema = _schema(part).insert(0, _POSITION)
     buckets = []
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with frozen.create(path) as sink, pa.ipc.new_file(sink, schema) as table:
         for bucket in part.buckets:
-            where = part.bucket_slice(bucket)
-            positions = np.flatnonzero(part.last_step[where] > since).astype(np.uint32)
+            positions, columns = frozen.read(bucket)
             if positions.size:
-                columns = [positions, *(array[where][positions] for _, array in _columns(part))]
-                writer.write_batch(pa.record_batch([_column(array) for array in columns], schema=schema))
+                arrays = [_column(array) for array in (positions, *columns)]
+                table.write_batch(pa.record_batch(arrays, schema=schema))
                 buckets.append(bucket)
     sync_file(path)
     return describe_file(path, table=part.spec.name, buckets=buckets, delta=True)
@@ -104,7 +102,6 @@ def link_files(source: Path, folder: Path, files: Iterable[CutFile]) -> None:
     """Let `folder` have the files of an older cut too. Raises OSError where the file system can't, or one is gone."""
     for entry in files:
         os.link(source / entry.name, folder / entry.name)
-    sync_folder(folder)
 
 
 def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[CutFile]:
@@ -162,7 +159,7 @@ def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> No
     where = part.bucket_slice(bucket)
     if batch.schema != _schema(part) or batch.num_rows != where.stop - where.start:
         raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
-    for name, array in _columns(part):
+    for name, array in part.columns():
         column = batch.column(name)
         flat = column if array.ndim == 1 else column.flatten()
         array[where] = flat.to_numpy(zero_copy_only=True).reshape(array[where].shape)
@@ -176,7 +173,7 @@ def _fill_touched(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Pat
     rows = where.stop - where.start
     if positions.size == 0 or positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
         raise CutError(f"{path} names rows of bucket {bucket} that are not in it, or not in their order.")
-    for name, array in _columns(part):
+    for name, array in part.columns():
         column = batch.column(name)
         flat = column if array.ndim == 1 else column.flatten()
         touched = flat.to_numpy(zero_copy_only=True).reshape(positions.size, *array.shape[1:])

@@ -8,6 +8,7 @@ rows that are older or newer than it thinks. Row gradients are on their way whil
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from memory_store import messages as m
 from memory_store.calls import ReplyType, Waiting, expect
 from memory_store.carriers.base import Carrier
+from memory_store.cuts import CutFile
 from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
 from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray, pool_rows
@@ -39,6 +41,7 @@ from memory_store.placement import Placement, addresses_of
 from memory_store.table_spec import TableSpec
 
 TIMEOUT_S = 120.0
+CUT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class StoreClient:
         self._mapped = mapped
         self._remapped = remapped
         self._timeout_s = timeout_s
-        self._lookups = 0
+        self._lookups = self._cuts = 0
         self._seq = [0] * len(carriers)
         self._contributions = [0] * len(carriers)
         self._unconfirmed: list[Future[m.Reply]] = []
@@ -147,6 +150,24 @@ class StoreClient:
         """
         self._replace(m.LoadCut, folder=folder)
         self.version = version
+
+    def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
+        """Begin a cut of the tables in `folder` once all that this writer has committed is applied; steps may then go on.
+
+        Call what comes back, in any thread, for the files of all shards. The call raises StoreError if one could not
+        write them.
+        """
+        self.synchronise()
+        self._cuts += 1
+        self.ask(m.BeginCut(self.sender, folder, self.version, self._cuts), m.Done)
+        request = m.WriteCut(self.sender, folder, self.version, self._cuts)
+        futures = [carrier.submit(request, CUT_TIMEOUT_S) for carrier in self._carriers]
+
+        def finish() -> list[CutFile]:
+            replies = [expect(future, m.CutWritten) for future in futures]
+            return [CutFile.model_validate(entry) for reply in replies for entry in json.loads(reply.files)]
+
+        return finish
 
     def _replace(self, make: type[m.Initialise] | type[m.LoadCut], **parts: Any) -> None:
         requests = []

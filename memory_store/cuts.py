@@ -98,7 +98,13 @@ def begin_cut(cuts: Path, step: int) -> Path:
 
 
 def finish_cut(folder: Path, manifest: Manifest) -> None:
-    """Make the cut exist: all its files are on the disk, now the manifest follows."""
+    """Make the cut exist: all its files are on the disk, now the manifest follows.
+
+    Raises CutError if one of them is not there: somebody else has begun this cut anew.
+    """
+    for entry in manifest.files:
+        if not (folder / entry.name).is_file():
+            raise CutError(f"{folder / entry.name} is gone; the cut of step {manifest.step} was given up.")
     sync_folder(folder)
     body = _canonical(manifest.model_dump(mode="json"))
     digest = hashlib.sha256(body).hexdigest()

@@ -182,12 +182,26 @@ class CountTouched:
 
 
 @dataclass(frozen=True)
-class WriteCut:
-    """Write all buckets at version `step` into `folder`, which this shard's host can reach."""
+class BeginCut:
+    """Begin to write the tables as they are, at version `step`, into `folder`, which this shard's host can reach.
+
+    Steps may go on once this is answered. `number` counts the cuts of a group.
+    """
 
     sender: Sender
     folder: str
     step: int
+    number: int
+
+
+@dataclass(frozen=True)
+class WriteCut:
+    """Answered when cut `number` is written; it begins now unless BeginCut came before."""
+
+    sender: Sender
+    folder: str
+    step: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -305,6 +319,7 @@ Request = (
     | DrawAccesses
     | ClearAccesses
     | CountTouched
+    | BeginCut
     | WriteCut
     | LoadCut
 )

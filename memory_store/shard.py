@@ -120,8 +120,7 @@ class ShardCore:
 
     def take_records(self) -> list[LogRecord]:
         """What has happened since the last call, for the log, unless `on_record` was told of it at once."""
-        records = list(self._records)
-        self._records.clear()
+        records, self._records[:] = list(self._records), []
         return records
 
     def _record(self, record: LogRecord) -> None:
@@ -172,7 +171,7 @@ class ShardCore:
                 return self._describe()
             case m.CountAccesses() | m.DrawAccesses() | m.ClearAccesses() | m.CountTouched():
                 return answered(self._table(request.table), request)
-            case m.WriteCut() | m.LoadCut():
+            case m.BeginCut() | m.WriteCut() | m.LoadCut():
                 raise StoreError("Cuts are files: the shard's host writes and reads them, not its core.")
 
     # ---- lookups -------------------------------------------------------------------------------------------
@@ -312,12 +311,9 @@ class ShardCore:
     def _apply(self, updates: Sequence[TableUpdate]) -> None:
         self._has_first_values = False
         for update in updates:
-            part = self.tables[update.table]
-            part.update(
-                update.contributions,
-                step=self.version + 1,
-                learning_rate=update.learning_rate,
-                scale=update.scale,
+            rate, scale = update.learning_rate, update.scale
+            self.tables[update.table].update(
+                update.contributions, step=self.version + 1, learning_rate=rate, scale=scale
             )
         self._kept.forget_up_to(self.version)
         self.version += 1
@@ -377,9 +373,12 @@ class ShardCore:
         self.restore(base.version, self.group_state())
         self._record(LoggedStart(base, self.group_state()))
 
-    def written(self, base: Base) -> None:
-        """The tables, as they are now, have been written to `base`: the log may begin there."""
+    def cut_begins(self) -> None:
+        """The tables, as they are now, are being written."""
         self._record(LoggedCut(self.version, self.group_state()))
+
+    def cut_written(self, base: Base) -> None:
+        """The tables, as they were at `base.version`, have been written: the log may begin there."""
         self._record(LoggedBase(base))
 
     # ---- a crash and after ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from memory_store.errors import CutError, PkmError, StoreError
 from memory_store.log_records import Base
 from memory_store.log_writer import LogWriter
 from memory_store.shard import ShardCore
-from memory_store.shard_cuts import ShardCuts
+from memory_store.shard_cuts import ShardCut, ShardCuts
 from memory_store.step_log import StepLog
 
 
@@ -43,7 +43,8 @@ class ShardHost:
         self._lock = threading.Lock()
         self._tickets = 0
         self._futures: dict[int, Future[m.Reply]] = {}
-        self._cuts = ShardCuts(core.shard)
+        self._cuts = ShardCuts(core.shard, core.incarnation, self._lock, self._cut_ended)
+        self._awaiting_cut: list[tuple[int, ShardCut]] = []
         self._durable = 0
         self._undurable: list[Answer] = []
         self._log: LogWriter | None = None
@@ -119,14 +120,20 @@ class ShardHost:
     def _handle(self, ticket: int, request: m.Request) -> list[Answer]:
         try:
             match request:
+                case m.BeginCut():
+                    done = m.Done(duplicate=not self._begin_cut(request))
+                    return [Answer(ticket, done), *self._cut_answers()]
                 case m.WriteCut():
-                    return [Answer(ticket, self._write_cut(request))]
+                    return self._write_cut(ticket, request)
                 case m.LoadCut():
                     done = self._load_cut(request)
-                    return [Answer(ticket, done, self._core.records_made), *self._core.answer_waiting()]
+                    answers = [Answer(ticket, done, self._core.records_made), *self._core.answer_waiting()]
+                    return answers + self._cut_answers()
                 case m.Initialise():
-                    self._cuts.forget()
-                    return self._core.handle(ticket, request)
+                    answers = self._core.handle(ticket, request)
+                    if answers[0].reply == m.Done(duplicate=False):
+                        self._cuts.forget()
+                    return answers + self._cut_answers()
                 case _:
                     return self._core.handle(ticket, request)
         except PkmError as error:
@@ -137,16 +144,53 @@ class ShardHost:
             del self._futures[ticket]
             raise
 
-    def _write_cut(self, request: m.WriteCut) -> m.CutWritten:
-        core = self._core
+    def _begin_cut(self, request: m.BeginCut | m.WriteCut) -> bool:
+        """Begin a cut; False if it has been begun. What an older one still had to write is given up."""
+        core, folder = self._core, Path(request.folder)
         core.check_sender(request.sender)
+        newest = self._cuts.newest
+        if newest is not None and request.number <= newest.number:
+            if request.number < newest.number:
+                raise StoreError(f"Cut number {request.number} comes late: number {newest.number} was begun.")
+            return False
         if core.version != request.step:
             raise StoreError(f"A cut of step {request.step} was asked for; the tables are at {core.version}.")
-        if (Path(request.folder) / MANIFEST).exists():
+        if (folder / MANIFEST).exists():
             raise CutError(f"{request.folder} is a complete cut already; nothing was written over.")
-        files = self._cuts.write(Path(request.folder), core.tables.values(), request.step)
-        core.written(Base(version=request.step, folder=request.folder, files=tuple(files)))
-        return m.CutWritten(json.dumps([file.model_dump(mode="json") for file in files]))
+        core.cut_begins()
+        self._cuts.begin(folder, core.tables.values(), request.step, request.number)
+        return True
+
+    def _write_cut(self, ticket: int, request: m.WriteCut) -> list[Answer]:
+        self._begin_cut(request)
+        cut = self._cuts.newest
+        assert cut is not None
+        self._awaiting_cut.append((ticket, cut))
+        return self._cut_answers()
+
+    def _cut_ended(self, cut: ShardCut) -> None:
+        with self._lock:
+            if cut is self._cuts.newest and isinstance(cut.outcome, list):
+                base = Base(version=cut.step, folder=str(cut.folder), files=tuple(cut.outcome))
+                self._core.cut_written(base)
+            due = self._due(self._cut_answers())
+        _complete(due)
+
+    def _cut_answers(self) -> list[Answer]:
+        """Answers to those who wait for a cut that has its outcome, or will have none."""
+        answers, awaiting = [], []
+        for ticket, cut in self._awaiting_cut:
+            if isinstance(cut.outcome, list):
+                files = json.dumps([file.model_dump(mode="json") for file in cut.outcome])
+                answers.append(Answer(ticket, m.CutWritten(files)))
+            elif cut.outcome is not None:
+                answers.append(Answer(ticket, cut.outcome))
+            elif cut is not self._cuts.newest:
+                answers.append(Answer(ticket, StoreError(f"The cut of step {cut.step} was given up.")))
+            else:
+                awaiting.append((ticket, cut))
+        self._awaiting_cut = awaiting
+        return answers
 
     def _load_cut(self, request: m.LoadCut) -> m.Done:
         core = self._core
@@ -156,13 +200,13 @@ class ShardHost:
         manifest = read_manifest(folder)
         parts = list(core.tables.values())
         files = [check_buckets(folder, manifest, part) for part in parts]
+        self._cuts.forget()
         core.begin_replacing()
         for part, entries in zip(parts, files, strict=True):
             read_buckets(folder, entries, part)
             part.clear_accesses()
         base = Base(version=manifest.step, folder=request.folder, files=tuple(chain(*files)))
         core.replaced(request, base)
-        self._cuts.forget()
         return m.Done(duplicate=False)
 
 

@@ -6,7 +6,7 @@ and update its rows; steps, writers and versions are shard.py's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,17 @@ class TablePart:
         self.last_step: NDArray[np.uint32] = arrays[3].view(np.uint32)
         self.accesses: NDArray[np.uint32] = arrays[4].view(np.uint32)
         self.weight_sums: NDArray[np.float32] = arrays[5].view(np.float32)
+        # Told which rows are about to be changed, while somebody reads the part as it was (frozen_part.py).
+        self.before_update: Callable[[NDArray[np.uint32]], None] | None = None
+
+    def columns(self) -> list[tuple[str, NDArray[Any]]]:
+        """What a row consists of, by name: the arrays that a cut keeps, without those that the optimizer has no use for."""
+        arrays = [
+            ("values", self.values),
+            ("first_state", self.first_state),
+            ("second_state", self.second_state),
+        ]
+        return [(name, array) for name, array in arrays if array.shape[1]] + [("last_step", self.last_step)]
 
     def initialise(self) -> None:
         """Write the first values and clear all state; the same rows get the same values on any number of
@@ -145,6 +156,8 @@ class TablePart:
 
     def update(self, contributions: Contributions, *, step: int, learning_rate: float, scale: float) -> None:
         """Apply the row optimizer once to every row that has a contribution."""
+        if self.before_update is not None:
+            self.before_update(contributions.addresses)
         state = RowState(self.values, self.first_state, self.second_state, self.last_step)
         update_rows(
             self.spec.optimizer,

@@ -58,6 +58,8 @@ class ProgressDisplay:
 
     def show(self, progress: Progress) -> None:
         """Show the newest state of the run."""
+        if progress.news:
+            self._console.print(progress.news, soft_wrap=True, markup=False, highlight=False)
         if self._bar:
             self._move(self._bar, progress)
         elif self._is_due(progress):

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from memory_store.durable_files import sync_file
 from memory_store.errors import CutError
 
 WEIGHTS = "dense.safetensors"
@@ -22,15 +21,20 @@ _RANDOM = "random-state"
 
 
 def save_dense(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Path]:
-    """Write the dense part into `folder`; on the disk when this returns. Returns the files."""
+    """Write the dense part into `folder`; what comes later changes nothing in it. Returns the files, not synced yet.
+
+    Raises OSError where the disk does not take them.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     state: dict[str, Tensor] = {_RANDOM: torch.get_rng_state()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     for file, tensors in ((WEIGHTS, weights), (OPTIMIZER, state)):
-        save_file(tensors, folder / file)
-        sync_file(folder / file)
+        try:
+            save_file(tensors, folder / file)
+        except SafetensorError as error:
+            raise OSError(f"{folder / file} can't be written: {error}") from None
     return [folder / WEIGHTS, folder / OPTIMIZER]
 
 

@@ -15,7 +15,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is now. `phase` is starting, training, evaluating or recovering."""
+    """Where a run is now. `phase` is starting, training, evaluating or recovering; `news` is told once."""
 
     phase: str
     step: int
@@ -24,6 +24,7 @@ class Progress:
     tokens_per_second: float | None = None
     memory_usage: float | None = None
     seconds_left: float | None = None
+    news: str = ""
 
 
 class StepRecord(BaseModel):
@@ -63,7 +64,8 @@ class Report(BaseModel):
 
     `memory_usage`, `kl_to_uniform`, `top1_share` and `dead_slots` are of the test text (access.py defines them), over
     all tables by their mean, null for a dense model. `tokens_per_second` is the rate of training steps, without
-    evaluations and cuts; `wall_seconds` is everything from start to end.
+    evaluations and cuts; `wall_seconds` is everything from start to end. `restarts` counts those of drivers and of
+    trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,15 +89,10 @@ class Report(BaseModel):
     trainers: int
     shards: int
     restarts: int
+    cuts_failed: int
     run: str
     cut: str
     plots: list[str]
-
-
-def append_record(path: Path, record: StepRecord) -> None:
-    """Add a line to metrics.jsonl."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(record.model_dump_json(exclude_none=True) + "\n")
 
 
 def read_records(path: Path) -> list[StepRecord]:

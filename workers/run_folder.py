@@ -2,6 +2,7 @@
 
 job.yaml         the job as it was resolved, defaults and overrides included
 metrics.jsonl    one line per step (report.py: StepRecord)
+events.jsonl     what else has happened: restarts, cuts that failed (events.py: Event)
 report.json      the figures of the finished run (report.py: Report)
 access-map.arrow how often each pair of sub-keys was used on held-out text
 plots/           loss.png, access-map.png
@@ -28,6 +29,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.job_path = self.path / "job.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
         self.report_path = self.path / "report.json"
         self.access_map_path = self.path / "access-map.arrow"
         self.failure_path = self.path / "failure.json"

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from memory_store.cuts import complete_cuts, cut_step
 from memory_store.durable_files import replace_file
 from memory_store.errors import StoreError, UsageError, error_named
+from workers.events import count_events, tell
 from workers.job_spec import JobSpec
 from workers.leftovers import MARK, end_leftovers
 from workers.report import Progress, Report
@@ -43,6 +44,10 @@ def train(
             cuts = complete_cuts(run.cuts_path)
             before, reached = reached, cut_step(cuts[-1]) if cuts else 0
             restarts, resume = restarts + 1, bool(cuts)
+            message = (
+                f"The driver was killed by signal {-status}; another goes on from the cut of step {reached}."
+            )
+            tell(run.events_path, "restart", reached, message)
             in_vain = 0 if reached > before else in_vain + 1
             if in_vain > STARTS_IN_VAIN_MAX:
                 raise StoreError(
@@ -54,7 +59,11 @@ def train(
     report = Report.model_validate_json(run.report_path.read_text(encoding="utf-8"))
     if restarts:
         report = report.model_copy(
-            update={"restarts": report.restarts + restarts, "wall_seconds": time.time() - begun}
+            update={
+                "restarts": count_events(run.events_path, "restart", begun),
+                "cuts_failed": count_events(run.events_path, "cut_failed", begun),
+                "wall_seconds": time.time() - begun,
+            }
         )
         replace_file(run.report_path, report.model_dump_json(indent=2).encode() + b"\n")
     return report

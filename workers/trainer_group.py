@@ -9,6 +9,7 @@ without Ray.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -35,6 +36,7 @@ from memory_store.errors import (
 from memory_store.opening import in_process_store
 from memory_store.statistics import access_map
 from workers.access_map_file import save_access_map
+from workers.events import count_events, read_events, tell
 from workers.job_spec import JobSpec
 from workers.plots import draw_access_map, draw_losses
 from workers.preflight import check_job
@@ -81,11 +83,8 @@ def train(
     for leftover in (run.failure_path, run.path / _ATTEMPTS):
         leftover.unlink(missing_ok=True)
     with _reporting(job, run, on_progress):
-        if job.store.carrier == "in_process":
-            outcome, restarts = _train_here(job, run), 0
-        else:
-            outcome, restarts = _train_on_ray(job, run)
-    report = _report(job, run, outcome, restarts, time.time() - begun)
+        outcome = (_train_here if job.store.carrier == "in_process" else _train_on_ray)(job, run)
+    report = _report(job, run, outcome, begun)
     replace_file(run.report_path, report.model_dump_json(indent=2).encode() + b"\n")
     return report
 
@@ -119,7 +118,7 @@ def _device(job: JobSpec) -> torch.device:
 # ---- on Ray ------------------------------------------------------------------------------------------------------
 
 
-def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
+def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -166,8 +165,7 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> tuple[_Outcome, int]:
         failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
         raise error_named(failure["kind"], failure["message"])
     done = json.loads((run.path / _EVALUATION).read_text(encoding="utf-8"))
-    outcome = _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
-    return outcome, max(0, done["attempts"] - 1)
+    return _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
 
 
 def start_embedded_ray(processes: int) -> None:
@@ -233,7 +231,6 @@ def _train_worker(config: dict[str, object]) -> None:
         done = {
             "evaluation": outcome.evaluation.model_dump(mode="json"),
             "dense_parameters": outcome.dense_parameters,
-            "attempts": attempts.count,
         }
         replace_file(run.path / _EVALUATION, json.dumps(done).encode())
 
@@ -254,6 +251,10 @@ def _count_attempt(run: RunFolder) -> _Attempts:
     step = cut_step(cuts[-1]) if cuts else 0
     in_vain = before.in_vain + 1 if before.count and step == before.step else 0
     attempts = _Attempts(before.count + 1, in_vain, step)
+    if before.count:
+        tell(
+            run.events_path, "restart", step, f"The trainers were started again, from the cut of step {step}."
+        )
     replace_file(path, json.dumps(vars(attempts)).encode())
     return attempts
 
@@ -269,7 +270,13 @@ def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], N
     def follow() -> None:
         told = -1
         usage = None
-        while not stop.wait(_POLL_S):
+        seen = time.time()
+        over = False
+        while not over:
+            over = stop.wait(_POLL_S)
+            for event in read_events(run.events_path, seen):
+                seen = math.nextafter(event.time, math.inf)
+                on_progress(Progress("training", event.step, job.train.steps, news=event.message))
             record = last_record(run.metrics_path)
             if record is None or record.step == told:
                 continue
@@ -298,7 +305,7 @@ def _phase(step: int, told: int, steps: int) -> str:
     return "evaluating" if step == steps else "training"
 
 
-def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, restarts: int, wall_seconds: float) -> Report:
+def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Report:
     records = read_records(run.metrics_path)
     plots = [draw_losses(records, run.plots_path / "loss.png", job.name)]
     if job.memory is not None:
@@ -317,7 +324,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, restarts: int, wall
         final_loss=records[-1].loss,
         tokens_per_second=job.train.batch_tokens * len(records) / train_seconds,
         train_seconds=train_seconds,
-        wall_seconds=wall_seconds,
+        wall_seconds=time.time() - begun,
         steps=job.train.steps,
         tokens=job.train.steps * job.train.batch_tokens,
         dense_parameters=outcome.dense_parameters,
@@ -325,7 +332,8 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, restarts: int, wall
         table_bytes=job.table_bytes(),
         trainers=job.train.trainers,
         shards=job.store.shards if job.memory else 0,
-        restarts=restarts,
+        restarts=count_events(run.events_path, "restart", begun),
+        cuts_failed=count_events(run.events_path, "cut_failed", begun),
         run=str(run.path),
         cut=str(latest_cut(run.cuts_path)),
         plots=[str(plot) for plot in plots],

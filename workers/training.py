@@ -21,13 +21,15 @@ from memory_store.cuts import complete_cuts, cut_folder, cut_step
 from memory_store.statistics import touched_share
 from workers.batches import TrainingBatches
 from workers.corpus import Corpus, open_corpus
+from workers.cut_writer import CutWriter
 from workers.evaluation import evaluate
 from workers.job_spec import JobSpec
+from workers.metrics_log import MetricsLog
 from workers.ranks import Ranks
-from workers.report import EvaluationReport, StepRecord, append_record, forget_after
+from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
-from workers.training_cut import restore_optimizer, restore_tables, restore_weights, write_cut
+from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.transformer import Transformer
 
 USAGE_WINDOW_STEPS = 100
@@ -67,6 +69,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
+        self.metrics = MetricsLog(run.metrics_path)
+        self.cuts = CutWriter(run, job, self.model, self.optimizer, store)
         self.step = 0
 
     # ---- the run -------------------------------------------------------------------------------------------------
@@ -80,7 +84,7 @@ class Trainer:
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
             if self.ranks.leads:
-                append_record(self.run.metrics_path, record)
+                self.metrics.append(record)
             if self.step % train.cut_every == 0 or self.step == train.steps:
                 self._cut()
         return evaluate(self.model, self.store, self.corpus, self.job, "test", ranks=self.ranks)
@@ -206,9 +210,12 @@ class Trainer:
         return record.model_copy(update=figures)
 
     def _cut(self) -> None:
+        """Begin a cut, which is written while the next steps are made; wait for the last one."""
         if self.store is not None:
             self.store.synchronise()
         self.ranks.barrier()
-        if self.ranks.leads:
-            write_cut(self.run.cuts_path, self.step, self.job, self.model, self.optimizer, self.store)
+        if self.ranks.leads and self.step == self.job.train.steps:
+            self.cuts.write_last(self.step)
+        elif self.ranks.leads:
+            self.cuts.begin(self.step)
         self.ranks.barrier()

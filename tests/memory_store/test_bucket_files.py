@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from memory_store.bucket_files import check_buckets, read_buckets, spec_as_json, write_buckets
 from memory_store.cuts import CutFile, Manifest
 from memory_store.errors import CutError
+from memory_store.frozen_part import FrozenPart
 from memory_store.placement import Placement, addresses_of
 from memory_store.shard import ShardCore
 from memory_store.table import TablePart
@@ -28,6 +30,10 @@ def part_of(spec: TableSpec, shard: int = 0, shards: int = 1, *, scrambled: bool
     return part
 
 
+def frozen(part: TablePart) -> FrozenPart:
+    return FrozenPart(part, 2**32 - 1, threading.Lock())
+
+
 def manifest_of(spec: TableSpec, *files: CutFile) -> Manifest:
     return Manifest(step=1, tables=(spec_as_json(spec),), files=files)
 
@@ -37,7 +43,7 @@ def manifest_of(spec: TableSpec, *files: CutFile) -> Manifest:
 def test_a_file_holds_the_columns_of_its_rows_by_bucket(kind: str, dtype: ValueType, tmp_path: Path):
     spec = TableSpec("memory", 2500, 3, dtype, optimizer=OptimizerSpec(kind))  # type: ignore[arg-type]
     part = part_of(spec, 1, 2, scrambled=True)
-    entry = write_buckets(tmp_path, part, 1)
+    entry = write_buckets(tmp_path, frozen(part), "0001")
     assert (entry.name, entry.table, entry.buckets) == (
         "memory-shard-0001.arrow",
         "memory",
@@ -62,7 +68,7 @@ def test_a_file_holds_the_columns_of_its_rows_by_bucket(kind: str, dtype: ValueT
 def test_what_was_written_is_read_bit_for_bit(kind: str, dtype: ValueType, tmp_path: Path):
     spec = TableSpec("memory", 1500, 3, dtype, optimizer=OptimizerSpec(kind))  # type: ignore[arg-type]
     written, read = part_of(spec, scrambled=True), part_of(spec)
-    manifest = manifest_of(spec, write_buckets(tmp_path, written, 0))
+    manifest = manifest_of(spec, write_buckets(tmp_path, frozen(written), "0000"))
     read_buckets(tmp_path, check_buckets(tmp_path, manifest, read), read)
     exist = addresses_of(np.arange(spec.rows), spec.rows)
     for name in ("values", "first_state", "second_state", "last_step"):
@@ -72,7 +78,7 @@ def test_what_was_written_is_read_bit_for_bit(kind: str, dtype: ValueType, tmp_p
 def test_a_shard_without_any_row_writes_and_reads_nothing(tmp_path: Path):
     spec = TableSpec("memory", 3, 2)
     parts = [part_of(spec, shard, 2) for shard in range(2)]
-    files = [write_buckets(tmp_path, part, shard) for shard, part in enumerate(parts)]
+    files = [write_buckets(tmp_path, frozen(part), f"{shard:04d}") for shard, part in enumerate(parts)]
     assert [file.buckets for file in files] == [(0, 1, 2), ()]
     manifest = manifest_of(spec, *files)
     assert [check_buckets(tmp_path, manifest, part) for part in parts] == [[files[0]], []]
@@ -91,14 +97,14 @@ def test_a_shard_without_any_row_writes_and_reads_nothing(tmp_path: Path):
 )
 def test_another_table_does_not_take_it(other: TableSpec, tmp_path: Path):
     spec = TableSpec("memory", 1500, 3)
-    manifest = manifest_of(spec, write_buckets(tmp_path, part_of(spec), 0))
+    manifest = manifest_of(spec, write_buckets(tmp_path, frozen(part_of(spec)), "0000"))
     with pytest.raises(CutError, match="not into another table"):
         check_buckets(tmp_path, manifest, part_of(other))
 
 
 def test_a_missing_bucket_is_named(tmp_path: Path):
     spec = TableSpec("memory", 1500, 3)
-    manifest = manifest_of(spec, write_buckets(tmp_path, part_of(spec, 0, 2), 0))
+    manifest = manifest_of(spec, write_buckets(tmp_path, frozen(part_of(spec, 0, 2)), "0000"))
     check_buckets(tmp_path, manifest, part_of(spec, 0, 4))
     with pytest.raises(CutError, match="lacks bucket 512 of table 'memory'"):
         check_buckets(tmp_path, manifest, part_of(spec))
@@ -116,7 +122,7 @@ def test_a_manifest_that_does_not_fit_its_file_is_refused(
     buckets: tuple[int, ...], said: str, tmp_path: Path
 ):
     spec = TableSpec("memory", 1025, 3)  # bucket 0 has two rows, the others one
-    entry = write_buckets(tmp_path, part_of(spec), 0).model_copy(update={"buckets": buckets})
+    entry = write_buckets(tmp_path, frozen(part_of(spec)), "0000").model_copy(update={"buckets": buckets})
     part = part_of(spec)
     with pytest.raises(CutError, match=said):
         read_buckets(tmp_path, check_buckets(tmp_path, manifest_of(spec, entry), part), part)
@@ -124,7 +130,7 @@ def test_a_manifest_that_does_not_fit_its_file_is_refused(
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path):
     spec = TableSpec("memory", 10, 3)
-    entry = write_buckets(tmp_path, part_of(spec), 0)
+    entry = write_buckets(tmp_path, frozen(part_of(spec)), "0000")
     for content in (b"", b"not arrow at all", (tmp_path / entry.name).read_bytes()[:200]):
         (tmp_path / entry.name).write_bytes(content)
         with pytest.raises(CutError, match=entry.name):

@@ -154,7 +154,7 @@ def test_no_version_is_shown_while_the_tables_are_being_replaced(
     host, sender = ShardHost(core), m.Sender("session", 1, 0)
     host.call(m.OpenGroup("session", 1, 1), 0)
     folder = begin_cut(tmp_path, 0)
-    written = host.call(m.WriteCut(sender, str(folder), 0), 0)
+    written = host.call(m.WriteCut(sender, str(folder), 0, 1), 60)
     assert isinstance(written, m.CutWritten)
     files = [CutFile.model_validate(entry) for entry in json.loads(written.files)]
     finish_cut(folder, Manifest(step=0, tables=(spec_as_json(SPEC),), files=tuple(files)))

@@ -355,7 +355,7 @@ WRONG_REQUESTS = {
     "too few rates": (replace(commit(0), learning_rates=np.ones(1)), "2 finite"),
     "rate that is NaN": (replace(commit(0), learning_rates=np.array([0.1, np.nan])), "2 finite"),
     "scale that is infinite": (replace(commit(0), scale=np.inf), "inf"),
-    "cut": (m.WriteCut(WRITER, "/", 0), "host"),
+    "cut": (m.WriteCut(WRITER, "/", 0, 1), "host"),
     "map of another size": (m.DrawAccesses("memory", 65, 8), "map"),
     "touched rows of no table": (m.CountTouched("third", 0), "No table"),
 }

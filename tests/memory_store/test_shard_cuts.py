@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pyarrow as pa
 import pytest
 
 from memory_store import TableSpec
-from memory_store import messages as m
 from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
 from memory_store.cuts import (
-    CutFile,
     Manifest,
     begin_cut,
     complete_cuts,
@@ -49,8 +46,7 @@ def touch(store: StoreClient, rows: int) -> None:
 
 def write_cut(store: StoreClient, cuts: Path) -> Path:
     folder = begin_cut(cuts, store.version)
-    replies = store.ask(m.WriteCut(store.sender, str(folder), store.version), m.CutWritten)
-    files = [CutFile.model_validate(entry) for reply in replies for entry in json.loads(reply.files)]
+    files = store.begin_cut(str(folder))()
     tables = tuple(spec_as_json(spec) for spec in store.specs.values())
     finish_cut(folder, Manifest(step=store.version, tables=tables, files=tuple(files)))
     return folder

@@ -108,7 +108,7 @@ def test_an_unexpected_failure_reaches_its_caller_and_spoils_nothing(monkeypatch
 def test_cuts_are_for_the_writers_in_charge(kind: Any, tmp_path: Path):
     stranger = m.Sender("session", 0, 0)
     request = (
-        m.WriteCut(stranger, str(tmp_path), 0) if kind is m.WriteCut else kind(stranger, 1, str(tmp_path))
+        m.WriteCut(stranger, str(tmp_path), 0, 1) if kind is m.WriteCut else kind(stranger, 1, str(tmp_path))
     )
     with pytest.raises(FencedError):
         host().call(request, 0)
@@ -116,5 +116,5 @@ def test_cuts_are_for_the_writers_in_charge(kind: Any, tmp_path: Path):
 
 
 def test_a_folder_that_is_not_there_is_a_store_error():
-    with pytest.raises(StoreError, match="could not use its files"):
-        host().call(m.WriteCut(SENDERS[0], "/nowhere/at/all", 0), 0)
+    with pytest.raises(StoreError, match=r"could not write the cut of step 0.*/nowhere/at/all"):
+        host().call(m.WriteCut(SENDERS[0], "/nowhere/at/all", 0, 1), 60)

@@ -69,6 +69,7 @@ class Training:
             trainers=1,
             shards=2,
             restarts=0,
+            cuts_failed=0,
             run=str(run.path),
             cut=str(run.cuts_path / "step-10"),
             plots=[str(run.plots_path / "loss.png")],

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.planted_defects import plant_from_environment
 from tests.simulation.run import Outcome, Run
-from tests.simulation.world import FAULTS
+from tests.simulation.world import CONSEQUENCES, FAULTS
 
 _SEEDS_AT_ONCE = 25
 
@@ -34,7 +34,7 @@ class Campaign:
     @property
     def never_fired(self) -> list[str]:
         """Kinds of faults that a campaign of this length must have seen, and has not."""
-        return [fault for fault in FAULTS if not self.fired[fault]]
+        return [what for what in (*FAULTS, *CONSEQUENCES) if not self.fired[what]]
 
     def summary(self) -> dict[str, Any]:
         """The counts, for people and for machines."""

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from threading import Lock
 
 import numpy as np
 
 from memory_store import messages as m
 from memory_store.answers import Answer
-from memory_store.errors import CutError, PkmError, SupersededError
+from memory_store.errors import CutError, PkmError, StoreError, SupersededError
+from memory_store.frozen_part import FrozenPart
 from memory_store.log_records import Base, LogRecord
 from memory_store.placement import Placement
 from memory_store.recovery import take_over
@@ -24,6 +26,7 @@ from tests.simulation.world import World
 
 Reply = Callable[[m.Reply | PkmError], None]
 _RETRY_S = 0.2
+_BUCKETS_AT_A_TIME = 400
 
 
 @dataclass
@@ -40,6 +43,33 @@ class Snapshot:
         core.begin_replacing()
         for array, kept in zip(arrays_of(core), self.arrays, strict=True):
             array[:] = kept
+
+
+class CutUnderWay:
+    """A cut that is being written while steps go on: the rows come out of the same frozen parts as in a real shard."""
+
+    def __init__(self, core: ShardCore, folder: str, number: int) -> None:
+        part = core.tables["memory"]
+        self.folder, self.number = folder, number
+        self.frozen = FrozenPart(part, core.version, Lock())
+        self.snapshot = Snapshot.of(core)
+        for bucket in part.buckets:
+            for array in self.snapshot.arrays:
+                array[part.bucket_slice(bucket)] = 0  # what is not written is wrong
+        self.written = False
+        self.awaited: list[int] = []
+        self._buckets = list(part.buckets)
+
+    def write_some(self) -> None:
+        part = self.frozen.part
+        some, self._buckets = self._buckets[:_BUCKETS_AT_A_TIME], self._buckets[_BUCKETS_AT_A_TIME:]
+        arrays = [array for array in self.snapshot.arrays if array.ndim == 1 or array.shape[1]]
+        for bucket in some:
+            for array, rows in zip(arrays, self.frozen.read(bucket).columns, strict=True):
+                array[part.bucket_slice(bucket)] = rows
+        if not self._buckets:
+            self.written = True
+            self.frozen.end()
 
 
 class ShardNode:
@@ -132,6 +162,7 @@ class ShardProcess:
         self._appended = self._durable = 0
         self._writing = False
         self._asleep: list[Callable[[], None]] = []
+        self._cut: CutUnderWay | None = None
 
     def do(self, action: Callable[[], None]) -> None:
         """Run an action of this process: now, when it is woken, or never."""
@@ -157,10 +188,17 @@ class ShardProcess:
                 case m.LoadCut():
                     answers = [Answer(ticket, self._load_cut(request), self.core.records_made)]
                     answers += self.core.answer_waiting()
+                case m.BeginCut():
+                    answers = [Answer(ticket, m.Done(duplicate=not self._begin_cut(request)))]
                 case m.WriteCut():
-                    answers = [Answer(ticket, self._write_cut(request))]
+                    self._begin_cut(request)
+                    assert self._cut is not None
+                    self._cut.awaited.append(ticket)
+                    answers = self._cut_answers()
                 case _:
                     answers = self.core.handle(ticket, request)
+                    if isinstance(request, m.Initialise) and answers[0].reply == m.Done(duplicate=False):
+                        self._give_up_cut()
         except PkmError as error:
             answers = [Answer(ticket, error)]
         self._records += self.core.take_records()
@@ -170,18 +208,56 @@ class ShardProcess:
     def _load_cut(self, request: m.LoadCut) -> m.Done:
         if self.core.replaced_before(request):
             return m.Done(duplicate=True)
+        self._give_up_cut()
         self._node.snapshots[request.folder].load(self.core)
         version = int(request.folder.split("-")[1])
         self.core.replaced(request, Base(version=version, folder=request.folder))
         return m.Done(duplicate=False)
 
-    def _write_cut(self, request: m.WriteCut) -> m.CutWritten:
+    def _begin_cut(self, request: m.BeginCut | m.WriteCut) -> bool:
         self.core.check_sender(request.sender)
+        if self._cut is not None and request.number <= self._cut.number:
+            if request.number < self._cut.number:
+                raise CutError("late")
+            return False
         if self.core.version != request.step:
             raise CutError(f"at {self.core.version}, not at {request.step}")
-        self._node.snapshots[request.folder] = Snapshot.of(self.core)
-        self.core.written(Base(version=request.step, folder=request.folder))
-        return m.CutWritten("[]")
+        self.core.cut_begins()
+        self._give_up_cut()
+        self._cut = cut = CutUnderWay(self.core, request.folder, request.number)
+        self._world.after(0.2 * self._world.random.random(), partial(self.do, partial(self._write_cut, cut)))
+        return True
+
+    def _give_up_cut(self) -> None:
+        if self._cut is not None:
+            self._cut.frozen.end()
+            given_up = StoreError("the cut was given up")
+            self._answer([Answer(ticket, given_up) for ticket in self._cut.awaited])
+            self._cut = None
+
+    def _write_cut(self, cut: CutUnderWay) -> None:
+        """The cut's thread: some buckets at a time, steps between them."""
+        if cut is not self._cut:
+            return
+        if self.core.version > cut.frozen.version:
+            self._world.count("buckets written beside steps")
+        cut.write_some()
+        if not cut.written:
+            wait = 0.2 * self._world.random.random()
+            self._world.after(wait, partial(self.do, partial(self._write_cut, cut)))
+            return
+        self._node.snapshots[cut.folder] = cut.snapshot
+        self.core.cut_written(Base(version=cut.frozen.version, folder=cut.folder))
+        self._records += self.core.take_records()
+        self._write_soon()
+        self._answer(self._cut_answers())
+
+    def _cut_answers(self) -> list[Answer]:
+        """Who waits for a cut that is written has it now."""
+        if self._cut is None or not self._cut.written:
+            return []
+        awaited, self._cut.awaited = self._cut.awaited, []
+        return [Answer(ticket, m.CutWritten("[]")) for ticket in awaited]
 
     # ---- answers and the log -----------------------------------------------------------------------------------
 

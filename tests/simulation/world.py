@@ -26,6 +26,8 @@ FAULTS = (
     "clock jump",
     "stale writer",
 )
+# What the faults must have led to, that they prove something.
+CONSEQUENCES = ("buckets written beside steps", "failed cut")
 
 
 class World:

@@ -142,6 +142,8 @@ class Writer:
         self._lookups = count(1)
         self._waits_for: list[int] = []
         self._work: Work | None = None
+        self._cuts = 0
+        self._cut_under_way: tuple[str, list[int]] | None = None
 
     # ---- running the generator ---------------------------------------------------------------------------------
 
@@ -308,16 +310,37 @@ class Writer:
         while len(barrier) < self.run.plan.writers:
             yield [self._pause()]
         if self.rank == 0:
-            folder = f"cut-{step}"
-            written = self.to_all(m.WriteCut(self.sender, folder, step))
-            yield written
-            for ticket in written:
-                self.take(ticket)
-            if folder not in self.run.cuts:
-                self.run.cuts.append(folder)
+            yield from self._finish_cut()
+            yield from self._begin_cut(step)
+            while step == self.run.plan.steps and not (yield from self._finish_cut()):
+                yield from self._begin_cut(step)
             barrier.add(-1)
         while -1 not in barrier:
             yield [self._pause()]
+
+    def _begin_cut(self, step: int) -> Work:
+        """Once all shards have begun, steps go on; one that has died since then fails the cut."""
+        folder = f"cut-{step}"
+        self._cuts += 1
+        begun = self.to_all(m.BeginCut(self.sender, folder, step, self._cuts))
+        yield begun
+        for ticket in begun:
+            self.take(ticket)
+        self._cut_under_way = folder, self.to_all(m.WriteCut(self.sender, folder, step, self._cuts))
+
+    def _finish_cut(self) -> Generator[list[int], None, bool]:
+        """Wait for the cut under way, if there is one; whether it was written."""
+        if self._cut_under_way is None:
+            return True
+        folder, tickets = self._cut_under_way
+        self._cut_under_way = None
+        yield tickets
+        if any(isinstance(self.outcomes[ticket], PkmError) for ticket in tickets):
+            self.world.count("failed cut")
+            return False
+        if folder not in self.run.cuts:
+            self.run.cuts.append(folder)
+        return True
 
     def _pause(self) -> int:
         """A ticket that is answered after a while."""
