@@ -299,22 +299,7 @@ class StoreClient:
                 f"the tables are {', '.join(self.specs)}, and each needs a learning rate."
             )
         self._confirm()
-        hold = bool(clip_norms)
-        rates = np.array([learning_rates[name] for name in self.specs], dtype=np.float64)
-        futures = []
-        for shard, carrier in enumerate(self._carriers):
-            self._seq[shard] += 1
-            commit = m.Commit(
-                self.sender,
-                self._seq[shard],
-                self.version,
-                self._contributions[shard],
-                hold,
-                1 / self.writers,
-                rates,
-            )
-            self._contributions[shard] = 0
-            futures.append(carrier.submit(commit, self._timeout_s))
+        futures = self._commit(learning_rates, hold=bool(clip_norms))
         norms: dict[str, float] = {}
         if clip_norms:
             squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
@@ -331,19 +316,58 @@ class StoreClient:
         self.version += 1
         return StepResult(self.version, norms)
 
+    def skip_step(self) -> None:
+        """Move the tables to the next version as they are; every writer must. What was contributed is dropped."""
+        self.refusal()
+        self._unconfirmed = self._commit(dict.fromkeys(self.specs, 0.0), discard=True)
+        self.version += 1
+
+    def refusal(self) -> NonFiniteGradientError | None:
+        """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""
+        refusal = None
+        unconfirmed, self._unconfirmed = self._unconfirmed, []
+        for future in unconfirmed:
+            try:
+                future.result()
+            except NonFiniteGradientError as error:
+                refusal = error
+        return refusal
+
+    def _commit(
+        self, learning_rates: Mapping[str, float], *, hold: bool = False, discard: bool = False
+    ) -> list[Future[m.Reply]]:
+        rates = np.array([learning_rates[name] for name in self.specs], dtype=np.float64)
+        futures = []
+        for shard, carrier in enumerate(self._carriers):
+            self._seq[shard] += 1
+            commit = m.Commit(
+                self.sender,
+                self._seq[shard],
+                self.version,
+                self._contributions[shard],
+                hold,
+                1 / self.writers,
+                rates,
+                discard,
+            )
+            self._contributions[shard] = 0
+            futures.append(carrier.submit(commit, self._timeout_s))
+        return futures
+
     def synchronise(self) -> None:
         """Wait until every shard has applied all that this writer has committed."""
         self._confirm()
 
     def _confirm(self) -> None:
-        unconfirmed, self._unconfirmed = self._unconfirmed, []
-        for future in unconfirmed:
-            future.result()
+        if refusal := self.refusal():
+            raise refusal
 
     def _raise_failed(self) -> None:
-        """An update that has failed is said at the next occasion, not at the end of a deadline."""
+        """An update that has failed is said at the next occasion, not at the end of a deadline; but one that was not
+        finite with its step, so that all writers may skip that together.
+        """
         for future in self._unconfirmed:
-            if future.done():
+            if future.done() and not isinstance(future.exception(), NonFiniteGradientError):
                 future.result()
 
     # ---- calls ---------------------------------------------------------------------------------------------

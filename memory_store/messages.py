@@ -128,7 +128,8 @@ class Commit:
     """This writer has sent its `contributions` to `step`; once all writers have, the step is applied once.
 
     With `hold`, the shard answers with the squared gradient norms and waits for Apply (gradient clipping
-    needs the norm over all shards first). Arrays follow the order of the shard's tables.
+    needs the norm over all shards first). With `discard`, what came for the step is dropped: the tables move to the
+    next version as they are. Arrays follow the order of the shard's tables.
     """
 
     sender: Sender
@@ -138,6 +139,7 @@ class Commit:
     hold: bool
     scale: float
     learning_rates: Annotated[NDArray[np.float64], "tables"]
+    discard: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from memory_store import messages as m
 from memory_store.calls import Waiting, expect
-from memory_store.errors import StoreError
+from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.kernels import FloatArray, weight_gradients
 from memory_store.lookups import Entries, FetchedRows, ShardEntries, split_entries
 
@@ -88,7 +88,10 @@ class PooledLookup(OpenLookup):
         ]
 
         def finish() -> FloatArray:
-            replies = [expect(future, m.WeightGradient).gradient for future in futures]
+            replies = [
+                _gradient(future, part.offsets[-1], gradient)
+                for future, part in zip(futures, self._parts, strict=True)
+            ]
             if self._parts[0].entry is None:
                 return replies[0].reshape(self._shape)
             whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
@@ -97,6 +100,14 @@ class PooledLookup(OpenLookup):
             return whole.reshape(self._shape)
 
         return finish
+
+
+def _gradient(future: Future[m.Reply], entries: int, like: FloatArray) -> FloatArray:
+    """The weights' gradient; not a number where the shard has refused what it would be made of, which the step will say."""
+    try:
+        return expect(future, m.WeightGradient).gradient
+    except NonFiniteGradientError:
+        return np.full(entries, np.nan, dtype=like.dtype)
 
 
 class FetchedLookup(OpenLookup):

@@ -104,10 +104,12 @@ def check_replayed(part: TablePart | None, step: int, update: TableUpdate) -> No
 
 
 def check_commit(commit: Commit, tables: int) -> None:
-    """There is one finite learning rate per table, and the scale is finite."""
+    """There is one finite learning rate per table, the scale is finite, and what is dropped is not held."""
     check_factors("learning rates", commit.learning_rates, tables)
     if not np.isfinite(commit.scale):
         raise StoreError(f"A step can't be scaled by {commit.scale}.")
+    if commit.discard and commit.hold:
+        raise StoreError("A step can't be held and discarded; a discarded one needs no clipping.")
 
 
 def check_factors(what: str, factors: NDArray[np.float64], tables: int) -> None:

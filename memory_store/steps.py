@@ -50,7 +50,13 @@ class WriterStep:
 
     @property
     def complete(self) -> bool:
-        return self.commit is not None and len(self.contributions) == self.commit.contributions
+        if self.commit is None:
+            return False
+        return self.discarded or len(self.contributions) == self.commit.contributions
+
+    @property
+    def discarded(self) -> bool:
+        return self.commit is not None and self.commit.discard
 
 
 @dataclass
@@ -110,7 +116,8 @@ class WriterGroup:
         """
         writer, step = commit.sender.writer, commit.step
         share = self._share(commit.sender, step)
-        if share.commit is not None or len(share.contributions) > commit.contributions:
+        too_many = len(share.contributions) > commit.contributions and not commit.discard
+        if share.commit is not None or too_many:
             raise StoreError(
                 f"Writer {writer} commits step {step} with {commit.contributions} contributions; "
                 f"{len(share.contributions)} have come{' and were committed' if share.commit else ''}."
@@ -118,7 +125,7 @@ class WriterGroup:
         for other in self.pending[step].values():
             if other.commit is not None and _settings(other.commit) != _settings(commit):
                 raise StoreError(
-                    f"The writers of step {step} disagree on its learning rates, scale or clipping; "
+                    f"The writers of step {step} disagree on its learning rates, scale, clipping or discarding; "
                     "all must send the same."
                 )
         share.commit = commit
@@ -140,12 +147,12 @@ class WriterGroup:
         return next(share.commit for share in self.pending[step].values() if share.commit is not None)
 
     def contributions(self, step: int, table: str) -> Contributions | None:
-        """All contributions to `table` in a complete step, grouped by row; None if there are none."""
+        """All contributions to `table` in a complete step, grouped by row; None if there are none, or none that count."""
         parts = [
             part
             for _, share in sorted(self.pending[step].items())
             for _, part in sorted(share.contributions.items())
-            if part.table == table and part.addresses.size
+            if part.table == table and part.addresses.size and not share.discarded
         ]
         if not parts:
             return None
@@ -172,6 +179,6 @@ class WriterGroup:
                 self.last_applied_seq[writer] = max([share.commit.seq, *share.contributions])
 
 
-def _settings(commit: Commit) -> tuple[bool, float, list[float]]:
+def _settings(commit: Commit) -> tuple[bool, bool, float, list[float]]:
     """What the commits of all writers to one step must have in common."""
-    return commit.hold, commit.scale, commit.learning_rates.tolist()
+    return commit.discard, commit.hold, commit.scale, commit.learning_rates.tolist()

@@ -201,20 +201,22 @@ class EntryGradient(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("sender", "seq", "step", "contributions", "hold", "scale")
+    __slots__ = ("sender", "seq", "step", "contributions", "hold", "scale", "discard")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     seq: int
     step: int
     contributions: int
     hold: bool
     scale: float
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[int] = ..., hold: _Optional[bool] = ..., scale: _Optional[float] = ...) -> None: ...
+    discard: bool
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[int] = ..., hold: _Optional[bool] = ..., scale: _Optional[float] = ..., discard: _Optional[bool] = ...) -> None: ...
 
 class Apply(_message.Message):
     __slots__ = ("sender", "step")

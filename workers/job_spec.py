@@ -194,6 +194,8 @@ class TrainSpec(_Spec):
     betas: Betas = (0.9, 0.98)
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest norm of the dense gradient; null: no clipping."""
+    non_finite: Literal["fail", "skip"] = "fail"
+    """What a step does whose gradient holds NaN or infinity: end the job, or change nothing and be counted."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -30,9 +30,10 @@ class Progress:
 class StepRecord(BaseModel):
     """One line of metrics.jsonl. `step` counts finished steps; the fields from `validation_perplexity` on stand only
     on lines of steps after which there was an evaluation. `memory_usage` is the share of rows that were updated in the
-    last 100 steps."""
+    last 100 steps; `skipped` says that the step changed nothing, because its gradient was not finite."""
 
-    model_config = ConfigDict(frozen=True)
+    # The loss of a skipped step may be NaN, which JSON has no number for.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     step: int
     loss: float
@@ -43,6 +44,7 @@ class StepRecord(BaseModel):
     values_learning_rate: float | None = None
     values_gradient_norm: float | None = None
     memory_usage: float | None = None
+    skipped: bool | None = None
     validation_perplexity: float | None = None
     validation_usage: float | None = None
     validation_kl: float | None = None
@@ -65,7 +67,8 @@ class Report(BaseModel):
     `memory_usage`, `kl_to_uniform`, `top1_share` and `dead_slots` are of the test text (access.py defines them), over
     all tables by their mean, null for a dense model. `tokens_per_second` is the rate of training steps, without
     evaluations and cuts; `wall_seconds` is everything from start to end. `restarts` counts those of drivers and of
-    trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why).
+    trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why), `steps_skipped` the steps whose
+    gradient was not finite.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,6 +93,7 @@ class Report(BaseModel):
     shards: int
     restarts: int
     cuts_failed: int
+    steps_skipped: int
     run: str
     cut: str
     plots: list[str]

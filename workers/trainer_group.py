@@ -333,6 +333,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
         trainers=job.train.trainers,
         shards=job.store.shards if job.memory else 0,
         restarts=count_events(run.events_path, "restart", begun),
+        steps_skipped=sum(bool(record.skipped) for record in records),
         cuts_failed=count_events(run.events_path, "cut_failed", begun),
         run=str(run.path),
         cut=str(latest_cut(run.cuts_path)),

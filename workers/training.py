@@ -8,6 +8,7 @@ for bit what would have followed without the failure.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
@@ -18,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from memory_store.client import StoreClient
 from memory_store.cuts import complete_cuts, cut_folder, cut_step
+from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import touched_share
 from workers.batches import TrainingBatches
 from workers.corpus import Corpus, open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import evaluate
+from workers.events import tell
 from workers.job_spec import JobSpec
 from workers.metrics_log import MetricsLog
 from workers.ranks import Ranks
@@ -34,6 +37,7 @@ from workers.transformer import Transformer
 
 USAGE_WINDOW_STEPS = 100
 USAGE_EVERY_STEPS = 20
+SKIPPED_IN_A_ROW_MAX = 25
 
 
 class _Loss(nn.Module):
@@ -72,6 +76,7 @@ class Trainer:
         self.metrics = MetricsLog(run.metrics_path)
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store)
         self.step = 0
+        self._skipped_in_a_row = 0
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -119,6 +124,7 @@ class Trainer:
         begun = time.perf_counter()
         train, ranks = self.job.train, self.ranks
         self.model.train()
+        buffers = self._buffers()
         self.optimizer.zero_grad(set_to_none=True)
 
         loss_sum = 0.0
@@ -134,8 +140,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
-        self.optimizer.step()
-        values_rate, values_norm = self._step_tables()
+        skipped = self._is_to_be_skipped(float(norm))
+        if skipped:
+            self._put_back(buffers)
+            values_rate = values_norm = None
+        else:
+            self.optimizer.step()
+            values_rate, values_norm = self._step_tables()
 
         self.step += 1
         (loss_mean,) = (total / ranks.world for total in ranks.sum(loss_sum))
@@ -150,6 +161,7 @@ class Trainer:
             values_learning_rate=values_rate,
             values_gradient_norm=values_norm,
             memory_usage=self._recent_usage(),
+            skipped=skipped or None,
         )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
@@ -173,6 +185,47 @@ class Trainer:
         clip = dict.fromkeys(self.store.specs, values.clip_norm) if values.clip_norm is not None else {}
         result = self.store.step(dict.fromkeys(self.store.specs, rate), clip)
         return rate, max(result.gradient_norms.values(), default=None)
+
+    def _is_to_be_skipped(self, norm: float) -> bool:
+        """Whether a gradient of this step, at any trainer, is not finite, and the job wants to go on.
+
+        Raises NonFiniteGradientError if the job ends with such a gradient, or if one step after the other has one.
+        """
+        error: StoreError | None = None
+        if not math.isfinite(norm):
+            error = NonFiniteGradientError(
+                f"The norm of the dense gradient of step {self.step} is {norm}; nothing was changed. "
+                "Lower the learning rate, or go on over such steps with train.non_finite: skip."
+            )
+        if self.store is not None:
+            error = self.store.refusal() or error
+        if self.job.train.non_finite == "fail":
+            if error is not None:
+                raise error
+            return False
+        (refused,) = self.ranks.sum(float(error is not None))
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if refused else 0
+        if self._skipped_in_a_row > SKIPPED_IN_A_ROW_MAX:
+            raise NonFiniteGradientError(
+                f"The gradients of {self._skipped_in_a_row} steps in a row, up to step {self.step}, are not finite; "
+                "the model can't be trained on. Go back to an older cut with a lower learning rate."
+            )
+        if refused and self.ranks.leads:
+            why = str(error) if error is not None else "the gradient of another trainer"
+            tell(self.run.events_path, "steps_skipped", self.step, f"Step {self.step} was skipped: {why}")
+        return bool(refused)
+
+    def _buffers(self) -> list[Tensor]:
+        """What a forward pass changes, as it is before one that may be skipped."""
+        if self.job.train.non_finite == "fail":
+            return []
+        return [buffer.clone() for buffer in self.model.buffers()]
+
+    def _put_back(self, buffers: list[Tensor]) -> None:
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        if self.store is not None:
+            self.store.skip_step()
 
     def _gradients_stay_local(self) -> AbstractContextManager[None]:
         if isinstance(self.parallel, DistributedDataParallel):

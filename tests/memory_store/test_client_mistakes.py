@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,65 @@ def test_a_gradient_that_is_not_finite_is_refused_before_any_row_changes(
             update()
     assert bytes_of(hosts) == before
     assert {host._core.version for host in hosts} == {0}
+
+
+@pytest.mark.parametrize("lookup", KINDS)
+@pytest.mark.parametrize("carrier", ["in_process", "grpc"])
+def test_a_step_that_is_not_finite_can_be_skipped_by_all_writers(lookup: LookupKind, carrier: str):
+    """Whatever else came for the step, of any writer and to any shard, changes nothing; the next step does."""
+    hosts, straight = in_process_hosts([SPEC], 2), in_process_hosts([SPEC], 2)
+
+    def backward(store: StoreClient, step: int, writer: int, poison: float = 0.0) -> np.ndarray:
+        rows, weights = Batches().lookup(step)
+        half = slice(writer * TOKENS // 2, (writer + 1) * TOKENS // 2)
+        found = store.table("memory").lookup(rows[half], weights[half], keep=True)
+        gradient = np.ones_like(found.output)
+        gradient[3, 2] += poison
+        return found.backward(gradient)
+
+    with clients(straight, 2, lookup, carrier) as others:
+        for writer, store in enumerate(others):
+            backward(store, 0, writer)
+        step_all(others)
+    with clients(hosts, 2, lookup, carrier) as writers:
+        for writer, store in enumerate(writers):
+            backward(store, 0, writer)
+        step_all(writers)
+        before = bytes_of(hosts)
+        assert before == bytes_of(straight)
+        backward(writers[0], 1, 0)
+        weight_gradient = backward(writers[1], 1, 1, np.nan)
+        assert np.isnan(weight_gradient).any()
+        assert writers[0].refusal() is None
+        assert isinstance(writers[1].refusal(), NonFiniteGradientError)
+        for store in writers:
+            store.skip_step()
+        for store in writers:
+            store.synchronise()
+        assert bytes_of(hosts) == before
+        assert {host._core.version for host in hosts} == {2}
+        for writer, store in enumerate(writers):
+            backward(store, 2, writer)
+        step_all(writers)
+    assert bytes_of(hosts) != before
+
+
+def step_all(writers: Sequence[StoreClient]) -> None:
+    for store in writers:
+        store.step({"memory": RATE})
+    for store in writers:
+        store.synchronise()
+
+
+def test_who_skips_a_step_alone_is_refused():
+    hosts = in_process_hosts([SPEC], 2)
+    before = bytes_of(hosts)
+    with clients(hosts, 2, "fetch", "in_process") as (first, second):
+        first.skip_step()
+        second.step({"memory": RATE})
+        with pytest.raises(StoreError, match="disagree on its learning rates, scale, clipping or discarding"):
+            second.synchronise()
+    assert bytes_of(hosts) == before
 
 
 def test_finite_gradients_whose_sum_overflows_are_refused_by_clipping():

@@ -70,6 +70,7 @@ class Training:
             shards=2,
             restarts=0,
             cuts_failed=0,
+            steps_skipped=0,
             run=str(run.path),
             cut=str(run.cuts_path / "step-10"),
             plots=[str(run.plots_path / "loss.png")],

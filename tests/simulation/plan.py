@@ -65,6 +65,7 @@ class Plan:
             for _ in range(steps)
         ]
         self.held = [bool(random.random() < 0.3) for _ in range(steps)]
+        self.discarded = [not held and bool(random.random() < 0.15) for held in self.held]
         self.tables = self._tables() if optimizer == "sgd" else None
 
     def scale(self, step: int) -> float:
@@ -76,7 +77,7 @@ class Plan:
         tables = [np.zeros((ROWS, DIM))]
         for step, parts in enumerate(self.parts):
             table = tables[-1].copy()
-            for part in parts:
+            for part in parts if not self.discarded[step] else ():
                 for entry, row in enumerate(part.rows):
                     table[row] -= (
                         RATE * self.scale(step) * part.weights[entry] * part.gradient[entry // PER_TOKEN]
@@ -92,7 +93,7 @@ class Plan:
         for step, writers in enumerate(self.parts):
             rows = np.concatenate([each.rows for each in writers])
             mine = (rows >= low) & (rows < high)
-            if mine.any():
+            if mine.any() and not self.discarded[step]:
                 vectors = np.concatenate([each.gradient for each in writers])
                 tokens = token_of_entry(
                     np.arange(TOKENS * len(writers) + 1, dtype=np.int32) * np.int32(PER_TOKEN)

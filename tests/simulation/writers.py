@@ -247,6 +247,7 @@ class Writer:
                         hold,
                         1 / self.run.plan.writers,
                         np.array([RATE]),
+                        self.run.plan.discarded[step],
                     ),
                 )
                 for shard in range(len(self.connections))
