@@ -69,6 +69,15 @@ def train(
     return report
 
 
+def is_being_trained(run: RunFolder) -> bool:
+    """Whether a supervisor is at work on this run, on this machine."""
+    try:
+        with _alone(run):
+            return False
+    except UsageError:
+        return True
+
+
 @contextmanager
 def _alone(run: RunFolder) -> Iterator[None]:
     """No other supervisor trains this run meanwhile."""

@@ -38,6 +38,7 @@ from memory_store.statistics import access_map
 from workers.access_map_file import save_access_map
 from workers.events import count_events, read_events, tell
 from workers.job_spec import JobSpec
+from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
 from workers.preflight import check_job
 from workers.ranks import Ranks
@@ -53,6 +54,7 @@ _RECENT_LINES = 40
 ATTEMPTS_IN_VAIN_MAX = 5
 _EVALUATION = "evaluation.json"
 _ATTEMPTS = "attempts.json"
+_embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 # These would only come again after a restart.
 _FINAL_ERRORS = (UsageError, CutError, NonFiniteGradientError)
@@ -80,10 +82,14 @@ def train(
     if resume:
         latest_cut(run.cuts_path)
     on_progress(Progress("starting", 0, job.train.steps))
-    for leftover in (run.failure_path, run.path / _ATTEMPTS):
-        leftover.unlink(missing_ok=True)
+    run.failure_path.unlink(missing_ok=True)
     with _reporting(job, run, on_progress):
-        outcome = (_train_here if job.store.carrier == "in_process" else _train_on_ray)(job, run)
+        if job.store.carrier == "in_process":
+            outcome: _Outcome | None = _train_here(job, run)
+        else:
+            while (outcome := _train_on_ray(job, run)) is None:
+                job = _after_move(job, run)
+    assert outcome is not None, "only shards of their own can be moved"
     report = _report(job, run, outcome, begun)
     replace_file(run.report_path, report.model_dump_json(indent=2).encode() + b"\n")
     return report
@@ -92,16 +98,18 @@ def train(
 # ---- in this process ---------------------------------------------------------------------------------------------
 
 
-def _train_here(job: JobSpec, run: RunFolder) -> _Outcome:
+def _train_here(job: JobSpec, run: RunFolder) -> _Outcome | None:
     store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup) if job.memory else None
     return _run_trainer(job, run, Ranks(device=_device(job)), store)
 
 
-def _run_trainer(job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> _Outcome:
+def _run_trainer(job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> _Outcome | None:
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(ranks.device.type == "cpu")
     trainer = Trainer(job, run, ranks, store)
     evaluation = trainer.train()
+    if evaluation is None:
+        return None
     if store is not None and job.memory is not None and ranks.leads:
         side = min(job.memory.sub_keys, MAP_SIDE_MAX)
         maps = [access_map(store, table, job.memory.sub_keys, side) for table in store.specs]
@@ -118,13 +126,16 @@ def _device(job: JobSpec) -> torch.device:
 # ---- on Ray ------------------------------------------------------------------------------------------------------
 
 
-def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome:
+def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
+    """Train to the end, or (None) until the job is to have other shards or trainers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    processes = job.train.trainers + (job.store.shards if job.memory else 0)
+    processes = _processes(job)
     start_embedded_ray(processes)
     _check_room(processes)
+    for leftover in (run.path / _ATTEMPTS, run.path / _EVALUATION):
+        leftover.unlink(missing_ok=True)
     # A log serves the shards of one start of the job: what was before is in the cuts.
     shutil.rmtree(run.logs_path, ignore_errors=True)
     logs = run.logs_path if job.store.durability == "log" else None
@@ -164,28 +175,63 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome:
     if run.failure_path.is_file():
         failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
         raise error_named(failure["kind"], failure["message"])
+    if not (run.path / _EVALUATION).is_file():
+        return None
     done = json.loads((run.path / _EVALUATION).read_text(encoding="utf-8"))
     return _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
+
+
+def _after_move(job: JobSpec, run: RunFolder) -> JobSpec:
+    """The job as it goes on from the cut that was written for a move; as before, where there is no room for that."""
+    move = wanted_move(run)
+    if move is not None and (move.shards, move.trainers) != (job.store.shards, job.train.trainers):
+        try:
+            wanted = moved(job, move)
+            _make_room(_processes(wanted))
+            _check_room(_processes(wanted))
+            run.save_job(wanted)
+            job = wanted
+        except UsageError as error:
+            run.pause_path.unlink(missing_ok=True)
+            step = cut_step(latest_cut(run.cuts_path))
+            tell(run.events_path, "reshard", step, f"The job was not moved: {error}")
+    run.move_path.unlink(missing_ok=True)
+    return job
+
+
+def _processes(job: JobSpec) -> int:
+    return job.train.trainers + (job.store.shards if job.memory else 0)
 
 
 def start_embedded_ray(processes: int) -> None:
     """Start a Ray for this process alone, with room for `processes` shards and trainers, unless there is one."""
     import ray
 
+    global _embedded_for
     if ray.is_initialized():
         return
+    _embedded_for = max(os.cpu_count() or 1, processes)
     # Shards hold state: they must not run at lower priority than others, nor be the first to be killed. (Ray turns
     # its token authentication on by itself for a cluster started here.)
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, processes),
+        num_cpus=_embedded_for,
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
         object_store_memory=100 << 20,
     )
+
+
+def _make_room(processes: int) -> None:
+    """Replace a Ray that was started here, on which nothing runs now, by one for more processes, if they are more."""
+    import ray
+
+    if 0 < _embedded_for < processes:
+        ray.shutdown()
+        start_embedded_ray(processes)
 
 
 def _check_room(processes: int) -> None:
@@ -227,7 +273,7 @@ def _train_worker(config: dict[str, object]) -> None:
             replace_file(run.failure_path, json.dumps(failure).encode())
             return
         raise
-    if attempts:
+    if attempts and outcome is not None:
         done = {
             "evaluation": outcome.evaluation.model_dump(mode="json"),
             "dense_parameters": outcome.dense_parameters,

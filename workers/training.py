@@ -28,6 +28,7 @@ from workers.evaluation import evaluate
 from workers.events import tell
 from workers.job_spec import JobSpec
 from workers.metrics_log import MetricsLog
+from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
@@ -77,22 +78,30 @@ class Trainer:
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store)
         self.step = 0
         self._skipped_in_a_row = 0
+        self._move_wanted = False
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
-    def train(self) -> EvaluationReport:
-        """Train from the last cut, or from the start, to the last step; then evaluate on the test text."""
+    def train(self) -> EvaluationReport | None:
+        """Train from the last cut, or from the start, to the last step; then evaluate on the test text.
+
+        None if somebody wants the job to have other shards or trainers: it is to be started again with them, from the
+        cut that has just been written.
+        """
         self._start()
-        train = self.job.train
+        train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
             record = self.train_step()
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
-            if self.ranks.leads:
+            if ranks.leads:
                 self.metrics.append(record)
+                self._end_pause()
+            if self._move_wanted and self.step < train.steps and self._cut_to_move():
+                return None
             if self.step % train.cut_every == 0 or self.step == train.steps:
                 self._cut()
-        return evaluate(self.model, self.store, self.corpus, self.job, "test", ranks=self.ranks)
+        return evaluate(self.model, self.store, self.corpus, self.job, "test", ranks=ranks)
 
     def _start(self) -> None:
         """Open the writers' group, then restore the last cut or take the first values."""
@@ -149,11 +158,13 @@ class Trainer:
             values_rate, values_norm = self._step_tables()
 
         self.step += 1
-        (loss_mean,) = (total / ranks.world for total in ranks.sum(loss_sum))
+        wanted = float(ranks.leads and self.run.move_path.exists())
+        loss_total, wanted = ranks.sum(loss_sum, wanted)
+        self._move_wanted = bool(wanted)
         seconds = time.perf_counter() - begun
         return StepRecord(
             step=self.step,
-            loss=loss_mean,
+            loss=loss_total / ranks.world,
             learning_rate=rate,
             gradient_norm=float(norm),
             seconds=seconds,
@@ -261,6 +272,31 @@ class Trainer:
             figures["validation_usage"] = fmean(table.usage for table in tables)
             figures["validation_kl"] = fmean(table.kl_to_uniform for table in tables)
         return record.model_copy(update=figures)
+
+    def _cut_to_move(self) -> bool:
+        """Stop here and write a cut; whether that was possible."""
+        if self.ranks.leads:
+            begin_pause(self.run.pause_path, self.step)
+        self._cut()
+        written = bool(self.ranks.from_leader(int(self.cuts.finish()) if self.ranks.leads else 0))
+        if not written and self.ranks.leads:
+            self.run.move_path.unlink(missing_ok=True)
+            self.run.pause_path.unlink(missing_ok=True)
+            tell(self.run.events_path, "reshard", self.step, "The job was not moved: the cut for it failed.")
+        return written
+
+    def _end_pause(self) -> None:
+        """The first step after a move tells what that has cost."""
+        pause = read_pause(self.run.pause_path)
+        if pause is None:
+            return
+        self.run.pause_path.unlink()
+        seconds = time.time() - pause.begun
+        message = (
+            f"Moved after step {pause.step} to {self.job.store.shards} shards and {self.ranks.world} trainers; "
+            f"the training stood still for {seconds:.1f} s."
+        )
+        tell(self.run.events_path, "reshard", pause.step, message, seconds)
 
     def _cut(self) -> None:
         """Begin a cut, which is written while the next steps are made; wait for the last one."""

@@ -21,6 +21,7 @@ from service.cli.failures import CommandGroup
 from service.cli.generate import generate
 from service.cli.inspect import inspect
 from service.cli.plan import plan
+from service.cli.reshard import reshard
 from service.cli.train import train
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command("train", epilog="Example: pkm train job.yaml --set train.lr=3e-4 --run runs/first")(train)
+app.command("reshard", epilog="Example: pkm reshard runs/quickstart --shards 4")(reshard)
 app.command("plan", epilog="Example: pkm plan job.yaml --shards 16 --trainers 4 --network 25Gbit")(plan)
 app.command("eval", epilog="Example: pkm eval runs/quickstart --json")(evaluate)
 app.command("generate", epilog='Example: pkm generate runs/quickstart --prompt "My fellow citizens"')(
