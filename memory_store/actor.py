@@ -43,6 +43,8 @@ class ShardBinding:
 
     address: str
     incarnation: str
+    node: str
+    process: int
 
 
 class ShardActor:
@@ -59,7 +61,8 @@ class ShardActor:
 
     def binding(self) -> ShardBinding:
         """Where this shard answers."""
-        return ShardBinding(self._address, self._incarnation)
+        node = ray.get_runtime_context().get_node_id()
+        return ShardBinding(self._address, self._incarnation, node, os.getpid())
 
     def process_id(self) -> int:
         """The process, for those who watch it or test its death."""
@@ -89,7 +92,7 @@ class ShardGroup:
             raise StoreError(
                 f"Shard {shard} of job {self.job!r} did not start within {timeout_s:g} s ({type(error).__name__})."
             ) from None
-        return ShardBinding(answer.address, answer.incarnation)
+        return ShardBinding(answer.address, answer.incarnation, answer.node, answer.process)
 
     def connect(
         self,

@@ -174,7 +174,11 @@ class StoreClient:
         for shard in range(len(self._carriers)):
             self._seq[shard] += 1
             requests.append(make(sender=self.sender, seq=self._seq[shard], **parts))
-        for future in self._send(requests):
+        futures = [
+            carrier.submit(request, CUT_TIMEOUT_S)
+            for carrier, request in zip(self._carriers, requests, strict=True)
+        ]
+        for future in futures:
             expect(future, m.Done)
 
     @property

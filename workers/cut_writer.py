@@ -32,10 +32,12 @@ from memory_store.durable_files import sync_file
 from memory_store.errors import CutError, PkmError
 from workers.dense_state import save_dense
 from workers.events import tell
+from workers.heartbeat import CUT, At, unnoticed
 from workers.job_spec import JobSpec
 from workers.run_folder import RunFolder
 
 _TRIES = 3
+_LOOK_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,9 @@ class CutWriter:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         store: StoreClient | None,
+        at: At = unnoticed,
     ) -> None:
+        self._at = at
         self._run, self._job = run, job
         self._model, self._optimizer, self._store = model, optimizer, store
         self._thread: threading.Thread | None = None
@@ -82,7 +86,11 @@ class CutWriter:
     def finish(self) -> bool:
         """Wait for the cut under way, if there is one. False if it failed."""
         if self._thread is not None:
-            self._thread.join()
+            stage = CUT
+            while self._thread.is_alive():
+                self._at(self._step, stage, f"the cut of step {self._step}")
+                self._thread.join(_LOOK_S)
+                stage += 1
             self._thread = None
         if not self._failure:
             return True

@@ -7,7 +7,7 @@ counted at the shards, which sum them up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -52,9 +52,41 @@ def evaluate(
     *,
     ranks: Ranks | None = None,
     tokens_max: int | None = None,
+    on_batch: Callable[[int], None] = lambda batch: None,
 ) -> EvaluationReport:
-    """Perplexity and access statistics on `split`, at most its first `tokens_max` tokens. All ranks must call it."""
+    """Perplexity and access statistics on `split`, at most its first `tokens_max` tokens. All ranks must call it.
+
+    A shard that is started again meanwhile has forgotten the accesses: then all is counted once more.
+    """
     ranks = ranks or Ranks(device=next(model.parameters()).device)
+    while True:
+        lives = shard_lives(store)
+        report = _evaluate_once(model, store, corpus, job, split, ranks, tokens_max, on_batch)
+        if all_the_same(ranks, lives, shard_lives(store)):
+            return report
+
+
+def shard_lives(store: StoreClient | None) -> list[str]:
+    """Which processes are the shards now."""
+    return [info.incarnation for info in store.describe()] if store is not None else []
+
+
+def all_the_same(ranks: Ranks, before: list[str], after: list[str]) -> bool:
+    """Whether no trainer has seen a shard change."""
+    (changed,) = ranks.sum(float(before != after))
+    return not changed
+
+
+def _evaluate_once(
+    model: Transformer,
+    store: StoreClient | None,
+    corpus: Corpus,
+    job: JobSpec,
+    split: str,
+    ranks: Ranks,
+    tokens_max: int | None,
+    on_batch: Callable[[int], None],
+) -> EvaluationReport:
     tables = list(store.specs) if store is not None else []
     if store is not None and ranks.leads:
         for table in tables:
@@ -63,14 +95,16 @@ def evaluate(
     sequences = max(1, EVALUATION_TOKENS_AT_ONCE // job.data.sequence_length)
     loss_sum, count = 0.0, 0
     with evaluating(model):
-        for inputs, targets, mask in evaluation_batches(
+        batches = evaluation_batches(
             corpus.tokens(split),
             job.data.sequence_length,
             sequences,
             limit_tokens=tokens_max,
             rank=ranks.rank,
             world=ranks.world,
-        ):
+        )
+        for batch, (inputs, targets, mask) in enumerate(batches):
+            on_batch(batch)
             real = int(np.count_nonzero(mask))
             loss = model.loss(
                 *(torch.from_numpy(array).to(ranks.device) for array in (inputs, targets, mask))

@@ -200,6 +200,8 @@ class TrainSpec(_Spec):
     """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the dense part runs; auto takes CUDA where there is one."""
+    silent_after: float = Field(default=120.0, ge=1, le=86_400)
+    """Seconds without a sign of life, or of progress, after which a shard or a trainer is ended and started again."""
     evaluate_every: int = Field(default=200, ge=1)
     """Steps between two interim evaluations (validation perplexity and access metrics)."""
     evaluation_tokens: int = Field(default=65_536, ge=1)

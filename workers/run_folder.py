@@ -32,6 +32,7 @@ class RunFolder:
         self.events_path = self.path / "events.jsonl"
         self.report_path = self.path / "report.json"
         self.access_map_path = self.path / "access-map.arrow"
+        self.beats_path = self.path / "beats"
         self.move_path = self.path / "move.json"
         self.pause_path = self.path / "pause.json"
         self.failure_path = self.path / "failure.json"

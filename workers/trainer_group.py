@@ -34,9 +34,8 @@ from memory_store.errors import (
     error_named,
 )
 from memory_store.opening import in_process_store
-from memory_store.statistics import access_map
-from workers.access_map_file import save_access_map
 from workers.events import count_events, read_events, tell
+from workers.heartbeat import At, Heartbeat, unnoticed
 from workers.job_spec import JobSpec
 from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
@@ -47,7 +46,6 @@ from workers.run_folder import RunFolder
 from workers.training import Trainer
 from workers.training_cut import latest_cut
 
-MAP_SIDE_MAX = 512
 RESTARTS_MAX = 100
 _POLL_S = 0.5
 _RECENT_LINES = 40
@@ -103,17 +101,15 @@ def _train_here(job: JobSpec, run: RunFolder) -> _Outcome | None:
     return _run_trainer(job, run, Ranks(device=_device(job)), store)
 
 
-def _run_trainer(job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> _Outcome | None:
+def _run_trainer(
+    job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+) -> _Outcome | None:
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(ranks.device.type == "cpu")
-    trainer = Trainer(job, run, ranks, store)
+    trainer = Trainer(job, run, ranks, store, at)
     evaluation = trainer.train()
     if evaluation is None:
         return None
-    if store is not None and job.memory is not None and ranks.leads:
-        side = min(job.memory.sub_keys, MAP_SIDE_MAX)
-        maps = [access_map(store, table, job.memory.sub_keys, side) for table in store.specs]
-        save_access_map(run.access_map_path, sum(maps[1:], start=maps[0]))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return _Outcome(evaluation, parameters)
 
@@ -130,6 +126,8 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
     """Train to the end, or (None) until the job is to have other shards or trainers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
+
+    from workers.watch import Watch
 
     processes = _processes(job)
     start_embedded_ray(processes)
@@ -162,6 +160,14 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
             },
         ),
     )
+    shutil.rmtree(run.beats_path, ignore_errors=True)
+    run.beats_path.mkdir()
+    watch = Watch(
+        shards.group if shards else None,
+        run.beats_path,
+        job.train.silent_after,
+        lambda what: tell(run.events_path, "silent", _last_step(run), what),
+    )
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -169,9 +175,11 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
             f"The trainers failed more than {RESTARTS_MAX} times; the last failure: {error}"
         ) from error
     finally:
+        watch.stop()
         if shards is not None:
             shards.stop()
-        shutil.rmtree(run.logs_path, ignore_errors=True)
+        for leftover in (run.logs_path, run.beats_path):
+            shutil.rmtree(leftover, ignore_errors=True)
     if run.failure_path.is_file():
         failure = json.loads(run.failure_path.read_text(encoding="utf-8"))
         raise error_named(failure["kind"], failure["message"])
@@ -197,6 +205,11 @@ def _after_move(job: JobSpec, run: RunFolder) -> JobSpec:
             tell(run.events_path, "reshard", step, f"The job was not moved: {error}")
     run.move_path.unlink(missing_ok=True)
     return job
+
+
+def _last_step(run: RunFolder) -> int:
+    record = last_record(run.metrics_path)
+    return record.step if record is not None else 0
 
 
 def _processes(job: JobSpec) -> int:
@@ -248,6 +261,7 @@ def _check_room(processes: int) -> None:
 
 def _train_worker(config: dict[str, object]) -> None:
     """What each trainer process runs; Ray Train calls it again in a new process after a failure."""
+    import ray
     import ray.train
 
     job = JobSpec.model_validate_json(str(config["job"]))
@@ -256,6 +270,7 @@ def _train_worker(config: dict[str, object]) -> None:
         return
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), _device(job))
+    heartbeat = Heartbeat(run.beats_path, ranks.rank, ray.get_runtime_context().get_node_id())
     attempts = _count_attempt(run) if ranks.leads else None
     group = config["shards"]
     try:
@@ -264,7 +279,7 @@ def _train_worker(config: dict[str, object]) -> None:
             store = group.connect(
                 lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
             )
-        outcome = _run_trainer(job, run, ranks, store)
+        outcome = _run_trainer(job, run, ranks, store, heartbeat.at)
     except Exception as error:
         if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):
             failure = {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
@@ -273,6 +288,8 @@ def _train_worker(config: dict[str, object]) -> None:
             replace_file(run.failure_path, json.dumps(failure).encode())
             return
         raise
+    finally:
+        heartbeat.stop()
     if attempts and outcome is not None:
         done = {
             "evaluation": outcome.evaluation.model_dump(mode="json"),

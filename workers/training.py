@@ -12,6 +12,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from memory_store.client import StoreClient
 from memory_store.cuts import complete_cuts, cut_folder, cut_step
 from memory_store.errors import NonFiniteGradientError, StoreError
-from memory_store.statistics import touched_share
+from memory_store.statistics import access_map, touched_share
+from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
 from workers.corpus import Corpus, open_corpus
 from workers.cut_writer import CutWriter
-from workers.evaluation import evaluate
+from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
+from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
@@ -36,6 +39,7 @@ from workers.schedules import dense_factor, values_factor
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.transformer import Transformer
 
+MAP_SIDE_MAX = 512
 USAGE_WINDOW_STEPS = 100
 USAGE_EVERY_STEPS = 20
 SKIPPED_IN_A_ROW_MAX = 25
@@ -62,7 +66,10 @@ def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device:
 class Trainer:
     """One trainer of a job; see the module."""
 
-    def __init__(self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None) -> None:
+    def __init__(
+        self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+    ) -> None:
+        self.at = at
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
@@ -75,7 +82,7 @@ class Trainer:
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
         self.metrics = MetricsLog(run.metrics_path)
-        self.cuts = CutWriter(run, job, self.model, self.optimizer, store)
+        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
         self.step = 0
         self._skipped_in_a_row = 0
         self._move_wanted = False
@@ -101,7 +108,7 @@ class Trainer:
                 return None
             if self.step % train.cut_every == 0 or self.step == train.steps:
                 self._cut()
-        return evaluate(self.model, self.store, self.corpus, self.job, "test", ranks=ranks)
+        return self._conclude()
 
     def _start(self) -> None:
         """Open the writers' group, then restore the last cut or take the first values."""
@@ -138,10 +145,12 @@ class Trainer:
 
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
+            self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
             inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
                 loss = self.parallel(inputs, targets) / train.gradient_accumulation
+                self.at(self.step, BEGUN + 2 * micro + 1, f"the backward pass of step {self.step}")
                 loss.backward()
             loss_sum += loss.item()
 
@@ -158,6 +167,7 @@ class Trainer:
             values_rate, values_norm = self._step_tables()
 
         self.step += 1
+        self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")
         wanted = float(ranks.leads and self.run.move_path.exists())
         loss_total, wanted = ranks.sum(loss_sum, wanted)
         self._move_wanted = bool(wanted)
@@ -256,16 +266,43 @@ class Trainer:
         since = max(0, self.step - USAGE_WINDOW_STEPS)
         return fmean(touched_share(self.store, table, since) for table in self.store.specs)
 
-    def _with_validation(self, record: StepRecord) -> StepRecord:
+    def _conclude(self) -> EvaluationReport:
+        """Evaluate on the test text, and keep the map of its accesses; again if a shard has died and forgotten some."""
+        while True:
+            lives = shard_lives(self.store)
+            report = self._evaluate("test")
+            self._save_access_map()
+            if all_the_same(self.ranks, lives, shard_lives(self.store)):
+                return report
+
+    def _save_access_map(self) -> None:
+        store, memory = self.store, self.job.memory
+        if store is not None and memory is not None and self.ranks.leads:
+            side = min(memory.sub_keys, MAP_SIDE_MAX)
+            maps = [access_map(store, table, memory.sub_keys, side) for table in store.specs]
+            save_access_map(self.run.access_map_path, sum(maps[1:], start=maps[0]))
+
+    def _evaluate(
+        self, split: Literal["validation", "test"], tokens_max: int | None = None
+    ) -> EvaluationReport:
+        def on_batch(batch: int) -> None:
+            self.at(self.step, EVALUATION + batch, f"the evaluation after step {self.step}")
+
         report = evaluate(
             self.model,
             self.store,
             self.corpus,
             self.job,
-            "validation",
+            split,
             ranks=self.ranks,
-            tokens_max=self.job.train.evaluation_tokens,
+            tokens_max=tokens_max,
+            on_batch=on_batch,
         )
+        self.at(self.step, WAITING, "what follows the evaluation")
+        return report
+
+    def _with_validation(self, record: StepRecord) -> StepRecord:
+        report = self._evaluate("validation", self.job.train.evaluation_tokens)
         figures: dict[str, float] = {"validation_perplexity": report.perplexity}
         if report.memory:
             tables = report.memory.values()
@@ -302,9 +339,13 @@ class Trainer:
         """Begin a cut, which is written while the next steps are made; wait for the last one."""
         if self.store is not None:
             self.store.synchronise()
-        self.ranks.barrier()
+        self._wait_for_all()
         if self.ranks.leads and self.step == self.job.train.steps:
             self.cuts.write_last(self.step)
         elif self.ranks.leads:
             self.cuts.begin(self.step)
+        self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        self.at(self.step, WAITING, "the wait for the others")
         self.ranks.barrier()

@@ -1,7 +1,8 @@
 """A shard served over gRPC.
 
-One method, `Call`: a stream of frames in, a stream of frames out (protos/store.proto). Every call must carry
-the job's token; without it nothing is read. No text of an unexpected exception leaves the process.
+`Call`: a stream of frames in, a stream of frames out (protos/store.proto). Every call must carry the job's token;
+without it nothing is read. `Alive` says that the process runs, and nothing else. No text of an unexpected exception
+leaves the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent import futures
 import grpc
 
 from memory_store import messages as m
+from memory_store.carriers.grpc_sign_of_life import ALIVE_METHOD, answer
 from memory_store.errors import PkmError, StoreError
 from memory_store.reused_memory import keep_freed_memory
 from memory_store.shard_host import ShardHost
@@ -69,6 +71,8 @@ class ShardServer(grpc.GenericRpcHandler):
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """gRPC's hook: the handler of a method, or None if there is no such method."""
+        if handler_call_details.method == ALIVE_METHOD:
+            return grpc.unary_unary_rpc_method_handler(answer)
         if handler_call_details.method != METHOD:
             return None
         return grpc.stream_stream_rpc_method_handler(self._call)

@@ -22,6 +22,7 @@ from tests.small_job import dense_weights, small_corpus, small_job, table_conten
 from workers.report import Report, StepRecord, read_records
 
 STEPS_PER_KILL = 25
+DIFFERENT_MAX = 10
 _IN_RECOVERY = 0.2  # share of the kills that do not wait for new steps
 _TIMES = {"seconds", "tokens_per_second"}
 
@@ -40,6 +41,7 @@ class Findings:
     corrupted: int = 0  # buckets, dense files and lines of metrics that differ
     compared: int = 0  # how many of these there were
     restarts: int = 0
+    different: list[str] = field(default_factory=list)  # the first of what differs
     recovery_seconds: list[float] = field(default_factory=list)
 
     @property
@@ -171,7 +173,10 @@ def _compare(findings: Findings, alone: Path, disturbed: Path) -> None:
 def _count(findings: Findings, ours: Any, theirs: Any) -> None:
     for key in ours.keys() | theirs.keys():
         findings.compared += 1
-        findings.corrupted += ours.get(key) != theirs.get(key)
+        if ours.get(key) != theirs.get(key):
+            findings.corrupted += 1
+            if len(findings.different) < DIFFERENT_MAX:
+                findings.different.append(f"{key}: {ours.get(key)!r:.400} / {theirs.get(key)!r:.400}")
 
 
 def _without_times(record: StepRecord) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""Whether a shard's process still runs: asked past its lock, so that a busy shard is not taken for a dead one."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import grpc
+
+ALIVE_METHOD = "/pkm.store.v1.ShardService/Alive"
+
+
+class Sign(Enum):
+    """What came back: an answer, silence, or the news that nobody is there."""
+
+    ALIVE = "alive"
+    SILENT = "silent"
+    GONE = "gone"
+
+
+def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+    """The shard's part: nothing is asked and nothing is told."""
+    return b""
+
+
+def sign_of_life(address: str, timeout_s: float) -> Sign:
+    """Ask the shard at `address` (host:port), over a connection of its own."""
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ALIVE_METHOD)
+            ask(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+            if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                return Sign.SILENT
+            if code == grpc.StatusCode.UNAVAILABLE:
+                return Sign.GONE
+    return Sign.ALIVE
