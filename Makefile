@@ -54,6 +54,15 @@ KILLS ?= 50
 chaos-kills: setup ## Kill shards, trainers and drivers of a real job and compare bytes (KILLS=50)
 	$(RUN)/python -m tests.chaos --kills $(KILLS)
 
+.PHONY: kill-points
+kill-points: setup ## Kill a shard at each of its writes, syncs and renames, and look at what is left
+	$(RUN)/python -m tests.kill_points
+
+.PHONY: fuzz
+INPUTS ?= 1000000
+fuzz: setup ## Feed every decoder inputs that nobody would send (INPUTS=1000000)
+	$(RUN)/python -m tests.fuzz --inputs $(INPUTS)
+
 .PHONY: bench
 bench: $(MEASURED) ## Measure everything against its peers and write docs/performance.md
 	$(RUN)/python -m benchmarks all

@@ -133,26 +133,28 @@ def read_buckets(folder: Path, files: Iterable[CutFile], part: TablePart) -> Non
     """Fill a part with its buckets out of the files that `check_buckets` found."""
     for entry in files:
         path = folder / entry.name
-        for bucket, batch in _batches(path, entry.buckets):
-            if bucket not in part.buckets:
-                continue
-            if entry.delta:
-                _fill_touched(part, bucket, batch, path)
-            else:
-                _fill(part, bucket, batch, path)
+        try:
+            for bucket, batch in _batches(path, entry.buckets):
+                if bucket not in part.buckets:
+                    continue
+                if entry.delta:
+                    _fill_touched(part, bucket, batch, path)
+                else:
+                    _fill(part, bucket, batch, path)
+        except (pa.ArrowException, OSError) as error:
+            raise CutError(f"{path} is not a table file: {error}.") from None
 
 
 def _batches(path: Path, buckets: Sequence[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            if reader.num_record_batches != len(buckets):
-                raise CutError(
-                    f"{path} has {reader.num_record_batches} buckets; the manifest says {len(buckets)}."
-                )
-            for index, bucket in enumerate(buckets):
-                yield bucket, reader.get_batch(index)
-    except pa.ArrowInvalid as error:
-        raise CutError(f"{path} is not a table file: {error}.") from None
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        if reader.num_record_batches != len(buckets):
+            raise CutError(
+                f"{path} has {reader.num_record_batches} buckets; the manifest says {len(buckets)}."
+            )
+        for index, bucket in enumerate(buckets):
+            batch = reader.get_batch(index)
+            batch.validate(full=True)
+            yield bucket, batch
 
 
 def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> None:

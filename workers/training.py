@@ -263,6 +263,7 @@ class Trainer:
     def _recent_usage(self) -> float | None:
         if self.store is None or not self.ranks.leads or self.step % USAGE_EVERY_STEPS:
             return None
+        self.store.synchronise()  # of all rows that this step has touched, or it would depend on who was faster
         since = max(0, self.step - USAGE_WINDOW_STEPS)
         return fmean(touched_share(self.store, table, since) for table in self.store.specs)
 
