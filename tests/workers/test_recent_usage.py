@@ -21,7 +21,7 @@ from workers.training import USAGE_EVERY_STEPS, Trainer
 
 
 def test_usage_waits_for_the_shards(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = small_job(corpus)
+    job = small_job(corpus, memory__sub_keys=128, store__lookup="fetch")
 
     def usage(store: StoreClient, folder: Path) -> float | None:
         run = RunFolder(folder)
