@@ -230,6 +230,7 @@ def start_embedded_ray(processes: int) -> None:
     os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
+        address="local",  # not one that others have started on this machine
         num_cpus=_embedded_for,
         include_dashboard=False,
         log_to_driver=False,

@@ -17,11 +17,15 @@ from typing import Any
 import yaml
 
 from memory_store.cuts import complete_cuts
+from memory_store.durable_files import replace_file
 from tests.chaos.victims import kill, victims
 from tests.small_job import dense_weights, small_corpus, small_job, table_content
+from workers.events import count_events
+from workers.move import Move
 from workers.report import Report, StepRecord, read_records
 
 STEPS_PER_KILL = 25
+KILLS_PER_MOVE = 5
 DIFFERENT_MAX = 10
 _IN_RECOVERY = 0.2  # share of the kills that do not wait for new steps
 _TIMES = {"seconds", "tokens_per_second"}
@@ -34,6 +38,8 @@ class Findings:
     seed: int
     durability: str
     kills_fired: int = 0
+    moves_asked: int = 0
+    moves_made: int = 0  # a kill may come before it, or make it necessary once more
     kills_by_kind: Counter[str] = field(default_factory=Counter)
     finished: bool = False
     lost: int = 0  # steps that the log of the run lacks
@@ -120,6 +126,11 @@ def _kill_at_random(
             time.sleep(3 * random.random())
         else:
             _wait_for_steps(run, job, random.randint(2, STEPS_PER_KILL - 8), deadline)
+        if findings.kills_fired % KILLS_PER_MOVE == KILLS_PER_MOVE - 1:
+            move = Move(shards=random.randint(1, 3), trainers=1)
+            replace_file(run / "move.json", move.model_dump_json().encode())
+            findings.moves_asked += 1
+            time.sleep(random.random())
         kind = order.pop(0) if order else random.choice(list(kinds))
         found = victims(run, kind)
         if not found or not kill(random.choice(found)):
@@ -168,6 +179,7 @@ def _compare(findings: Findings, alone: Path, disturbed: Path) -> None:
     _count(findings, ours, {step: theirs.get(step) for step in ours})
     report = Report.model_validate_json((disturbed / "report.json").read_text())
     findings.restarts = report.restarts
+    findings.moves_made = count_events(disturbed / "events.jsonl", "reshard")
 
 
 def _count(findings: Findings, ours: Any, theirs: Any) -> None:
