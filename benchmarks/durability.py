@@ -2,16 +2,18 @@
 
 The same model trains on shards with a log and on shards without, in turn, step by step. An update of one shard alone, with
 nothing else in the step, shows the log's share of it at its largest: updates follow each other as those of a training do,
-each confirmed while the next one is under way. A shard of several gigabytes, with a cut and some steps in its log, is
-killed: the time counts from the kill until its successor has answered a lookup.
+each confirmed while the next one is under way. Steps beside which a cut of all rows is written are compared with as many
+without; what an incremental cut writes, with the bytes of the rows touched. A shard of several gigabytes, with a cut
+and some steps in its log, is killed: the time counts from the kill until its successor has answered a lookup.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,14 +32,16 @@ from benchmarks.training_steps import Batch, ModelKind, TrainedModel
 from memory_store import messages as m
 from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
-from memory_store.cuts import Manifest, begin_cut, finish_cut
-from memory_store.opening import connect
+from memory_store.cuts import CutFile, Manifest, begin_cut, finish_cut
+from memory_store.opening import connect, in_process_store
 from memory_store.placement import addresses_of
+from memory_store.shard_cuts import FULL_CUTS_MIN
 from memory_store.table_spec import OptimizerSpec, TableSpec
 from workers.job_spec import MemorySpec, ModelSpec
 from workers.shard_process import ShardProcess, ShardSettings
 
-LOG, NONE = "log", "no log"
+LOG, NONE, CUT = "log", "none", "cut"
+STEPS_PER_CUT = 200  # unless a job says otherwise
 TOKEN = "benchmark"
 LEARNING_RATE = 1e-3
 UPDATES_PER_SAMPLE = 4
@@ -51,6 +55,7 @@ class DurabilitySize:
     sequences: int
     sequence_length: int
     steps_per_sample: int
+    steps_beside_cut: int
     repeats: int
     rows: int
     bags: int
@@ -66,8 +71,8 @@ _KIND = ModelKind(
     vocabulary_size=8192,
 )
 _ROW_BYTES = 3 * 1024 + 4  # 256 float32, twice as many of Adam's state, and the last step
-FULL = DurabilitySize(_KIND, 16, 256, 2, 9, 2**20, 6400, 32, 4 * 10**9 // _ROW_BYTES, 50, 3)
-QUICK = DurabilitySize(_KIND, 16, 256, 1, 3, 2**18, 6400, 32, 5 * 10**8 // _ROW_BYTES, 10, 1)
+FULL = DurabilitySize(_KIND, 16, 256, 2, 6, 9, 2**20, 6400, 32, 4 * 10**9 // _ROW_BYTES, 50, 3)
+QUICK = DurabilitySize(_KIND, 16, 256, 1, 3, 3, 2**18, 6400, 32, 5 * 10**8 // _ROW_BYTES, 10, 1)
 
 
 def run(size: DurabilitySize, *, quick: bool) -> BenchmarkRun:
@@ -77,6 +82,8 @@ def run(size: DurabilitySize, *, quick: bool) -> BenchmarkRun:
     with TemporaryDirectory(dir=Path.cwd(), prefix=".durability-") as folder:
         _measure_steps(recorder, size, Path(folder) / "steps")
         _measure_updates(recorder, size, Path(folder) / "updates")
+        _measure_cuts(recorder, size, Path(folder) / "cuts")
+        _measure_cut_bytes(recorder, size, Path(folder) / "cut-bytes")
         _measure_recovery(recorder, size, Path(folder) / "recovery")
     return recorder.finish()
 
@@ -194,15 +201,70 @@ def _measure_updates(recorder: Recorder, size: DurabilitySize, folder: Path) -> 
     _set_overhead(recorder, "log_update_overhead", "bare updates", seconds)
 
 
-# ---- recovery ------------------------------------------------------------------------------------------------------
+# ---- cuts ----------------------------------------------------------------------------------------------------------
 
 
-def _write_tables(cuts: Path, store: StoreClient) -> None:
-    """A complete cut of the tables alone."""
+def _begin_tables(cuts: Path, store: StoreClient) -> Callable[[], list[CutFile]]:
+    """Begin a cut of the tables alone; call what comes back to wait for its end."""
     folder = begin_cut(cuts, store.version)
-    files = store.begin_cut(str(folder))()
-    tables = tuple(spec_as_json(spec) for spec in store.specs.values())
-    finish_cut(folder, Manifest(step=store.version, tables=tables, files=tuple(files)))
+    written = store.begin_cut(str(folder))
+    tables, version = tuple(spec_as_json(spec) for spec in store.specs.values()), store.version
+
+    def finish() -> list[CutFile]:
+        files = written()
+        finish_cut(folder, Manifest(step=version, tables=tables, files=tuple(files)))
+        return files
+
+    return finish
+
+
+def _measure_cuts(recorder: Recorder, size: DurabilitySize, folder: Path) -> None:
+    """A step of this batch touches most rows, so every cut is of all of them: the most that a cut can cost."""
+    lengths = (size.sequences, size.sequence_length, size.kind.vocabulary_size)
+    batches = [Batch.drawn(*lengths, seed) for seed in range(4)]
+    with _shards(size.kind.table(), 2, None) as shards:
+        model = size.kind.with_store(shards.store)
+
+        def steps() -> None:
+            for batch, _ in zip(cycle(batches), range(size.steps_beside_cut), strict=False):
+                model.step(batch)
+            model.settle()
+
+        def steps_and_cut() -> None:
+            finish = _begin_tables(folder, shards.store)
+            steps()
+            finish()
+            shutil.rmtree(folder)
+
+        steps()
+        actions = {CUT: steps_and_cut, NONE: steps}
+        seconds = paired_seconds(actions, size.repeats, slow=True)
+    for name, samples in seconds.items():
+        recorder.add(f"{size.steps_beside_cut} training steps", "s", samples, cut=name)
+    extra = recorder.add("added by a cut of all rows", "s", seconds[CUT] - seconds[NONE])
+    step = float(np.median(seconds[NONE])) / size.steps_beside_cut
+    recorder.ratio("cut_step_overhead", extra.median / (STEPS_PER_CUT * step))
+
+
+def _measure_cut_bytes(recorder: Recorder, size: DurabilitySize, folder: Path) -> None:
+    """The rows of a small step, after two cuts of all rows."""
+    spec = TableSpec("memory", size.rows, 256, optimizer=OptimizerSpec("adam"))
+    bags = Bags.drawn(size.rows, spec.dim, size.bags // 8, size.per_bag)
+    store = in_process_store([spec])
+    shares = []
+    for cut in range(5):
+        lookup = store.table("memory").lookup(bags.rows, bags.weights, keep=True)
+        lookup.backward(bags.output_gradient)
+        store.step({"memory": LEARNING_RATE})
+        files = _begin_tables(folder, store)()
+        if cut >= FULL_CUTS_MIN:
+            touched = np.unique(bags.rows).size
+            shares.append(files[-1].size / (touched * _ROW_BYTES))
+    written = recorder.add("bytes of an incremental cut over those of the rows touched", "ratio", shares)
+    recorder.ratio("cut_bytes_over_touched_bytes", written)
+
+
+# ---- recovery ------------------------------------------------------------------------------------------------------
 
 
 def _measure_recovery(recorder: Recorder, size: DurabilitySize, folder: Path) -> None:
@@ -213,7 +275,7 @@ def _measure_recovery(recorder: Recorder, size: DurabilitySize, folder: Path) ->
         store = shards.store
         for step in range(2 + size.steps_in_log):
             if step == 2:
-                _write_tables(folder / "cuts", store)
+                _begin_tables(folder / "cuts", store)()
             lookup = store.table("memory").lookup(bags.rows, bags.weights, keep=True)
             lookup.backward(bags.output_gradient)
             store.step({"memory": LEARNING_RATE})

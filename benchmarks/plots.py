@@ -92,18 +92,28 @@ def _transport(run: BenchmarkRun, left: Axes, right: Axes) -> None:
 
 
 def _step(run: BenchmarkRun, left: Axes, right: Axes) -> None:
-    for axes, mode in ((left, "training"), (right, "inference")):
-        found = run.find(mode)
-        names = [str(measurement.case["model"]) for measurement in found]
-        medians = [measurement.median for measurement in found]
-        spread = [
-            [measurement.median - measurement.low for measurement in found],
-            [measurement.high - measurement.median for measurement in found],
-        ]
-        axes.barh(names, medians, xerr=spread, color="#4c78a8", error_kw={"elinewidth": 0.8})
-        axes.invert_yaxis()
-        axes.set(title=mode, xlabel="ms per step")
-        axes.grid(alpha=0.3, axis="x")
+    _bars(left, run, "training", "model", "ms per step")
+    _bars(right, run, "inference", "model", "ms per step")
+
+
+def _durability(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    _bars(left, run, "training step", "durability", "ms per step")
+    _bars(right, run, "bare updates", "durability", "million entries/s")
+
+
+def _bars(axes: Axes, run: BenchmarkRun, what: str, part: str, unit: str) -> None:
+    """A bar for each case of `what`, with its quartiles."""
+    found = run.find(what)
+    names = [str(measurement.case[part]) for measurement in found]
+    medians = [measurement.median for measurement in found]
+    spread = [
+        [measurement.median - measurement.low for measurement in found],
+        [measurement.high - measurement.median for measurement in found],
+    ]
+    axes.barh(names, medians, xerr=spread, color="#4c78a8", error_kw={"elinewidth": 0.8})
+    axes.invert_yaxis()
+    axes.set(title=what, xlabel=unit)
+    axes.grid(alpha=0.3, axis="x")
 
 
 def _scaling(run: BenchmarkRun, left: Axes, right: Axes) -> None:
@@ -143,5 +153,6 @@ _PICTURES: dict[str, Callable[[BenchmarkRun, Axes, Axes], None]] = {
     "transport": _transport,
     "step": _step,
     "scaling": _scaling,
+    "durability": _durability,
     "plan": _plan,
 }

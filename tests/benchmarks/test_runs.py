@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kernels, plan, scaling, selection, step, transport
+from benchmarks import durability, kernels, plan, scaling, selection, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
@@ -25,6 +25,7 @@ STEP = step.StepSize(
     *(2, 16, 2, 1, 2, True),
 )
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
+DURABILITY = durability.DurabilitySize(STEP.kind, 2, 16, 1, 2, 2, 4096, 64, 4, 4096, 2, 1)
 SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
 
 
@@ -61,7 +62,7 @@ def test_selection(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "size"),
-    [(transport, TRANSPORT), (step, STEP), (scaling, SCALING), (plan, PLAN)],
+    [(transport, TRANSPORT), (step, STEP), (scaling, SCALING), (durability, DURABILITY), (plan, PLAN)],
     ids=lambda part: getattr(part, "__name__", ""),
 )
 def test_benchmarks_with_shards(module, size, tmp_path: Path):
