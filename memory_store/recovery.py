@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,13 +82,20 @@ def _load_newest(core: ShardCore, content: LogContent, load: Load) -> Base:
 
 
 def load_snapshot(core: ShardCore, base: Base) -> None:
-    """Fill the tables with `base`. Raises CutError, naming the file, if one is missing or damaged."""
+    """Fill the tables with `base`. Raises CutError, naming the file, if one is missing or damaged.
+
+    Files are read while they are checked: nobody sees the tables before both are done.
+    """
     if base.folder is None:
         core.fill_with_first_values()
         return
     folder = Path(base.folder)
-    for entry in base.files:
-        check_file(folder, entry)
-    core.begin_replacing()
-    for part in core.tables.values():
-        read_buckets(folder, [entry for entry in base.files if entry.table == part.spec.name], part)
+    with ThreadPoolExecutor(1, thread_name_prefix="check") as checking:
+        checks = [checking.submit(check_file, folder, entry) for entry in base.files]
+        core.begin_replacing()
+        try:
+            for part in core.tables.values():
+                read_buckets(folder, [entry for entry in base.files if entry.table == part.spec.name], part)
+        finally:
+            for check in checks:
+                check.result()  # what it says of a damaged file is clearer than why that could not be read
