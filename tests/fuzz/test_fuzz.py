@@ -13,16 +13,17 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import TARGETS, Target, feed_many
 
 
-def test_no_input_crashes_a_decoder() -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "20000"]
+@pytest.mark.parametrize("inputs", [6000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_no_input_crashes_a_decoder(inputs: int) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", str(inputs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["inputs"] == 20000
+    assert summary["inputs"] == inputs
     assert summary["crashes"] == 0
     # Most are refused, and some are near enough to be taken.
-    assert summary["refused"] > 5000
-    assert summary["taken"] > 100
+    assert summary["refused"] > inputs / 4
+    assert summary["taken"] > inputs / 200
 
 
 def test_an_error_that_is_no_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

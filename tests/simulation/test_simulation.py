@@ -9,7 +9,9 @@ from tests.simulation.campaign import campaign, run
 SEEDS_EACH = 100
 
 
-@pytest.mark.parametrize("first", range(0, 500, SEEDS_EACH))
+@pytest.mark.parametrize(
+    "first", [0, 100, *(pytest.param(first, marks=pytest.mark.slow) for first in range(200, 500, SEEDS_EACH))]
+)
 def test_runs_under_faults_end_as_without(first: int) -> None:
     found = campaign(range(first, first + SEEDS_EACH), until_failure=True)
     print(found.summary())

@@ -91,7 +91,10 @@ train(run.load_job(), run, resume=True, on_progress=lambda made: made.news and p
 
 @pytest.mark.parametrize(
     ("sub_keys", "said"),
-    [(32, "dense-optimizer.safetensors can't be written"), (64, "Shard . could not write the cut")],
+    [
+        (32, "dense-optimizer.safetensors can't be written"),
+        pytest.param(64, "Shard . could not write the cut", marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_disk_stops_cuts_and_nothing_else(
     sub_keys: int, said: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
