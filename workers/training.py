@@ -324,9 +324,9 @@ class Trainer:
         return written
 
     def _end_pause(self) -> None:
-        """The first step after a move tells what that has cost."""
+        """The first step after a move tells what that has cost; not one after a death on the way to it."""
         pause = read_pause(self.run.pause_path)
-        if pause is None:
+        if pause is None or self.run.move_path.exists():
             return
         self.run.pause_path.unlink()
         seconds = time.time() - pause.begun
