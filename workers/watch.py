@@ -100,10 +100,14 @@ class TrainerWatch:
     def __init__(self, silent_after: float) -> None:
         self._silent_after = silent_after
         self._seen: dict[int, tuple[Beat, float, float]] = {}  # and since when: its count, its progress
+        self._ended: set[int] = (
+            set()
+        )  # processes that have been found; their last sign of life lies there still
 
     def hung(self, beats: Sequence[Beat], now: float, *, shards_alive: bool = True) -> list[tuple[Beat, str]]:
         """The trainers that are to be ended, and what is wrong with each. Who waits for a shard is not to blame."""
         found = []
+        beats = [beat for beat in beats if beat.process not in self._ended]
         for beat in beats:
             before, counted, progressed = self._seen.get(beat.rank, (beat, now, now))
             if beat.process != before.process:
@@ -123,6 +127,7 @@ class TrainerWatch:
                     found.append((beat, f"has not got on for {stood:.0f} s with {beat.doing}"))
         for beat, _ in found:
             del self._seen[beat.rank]
+            self._ended.add(beat.process)
         return found
 
 

@@ -24,9 +24,15 @@ from workers.heartbeat import BEGUN, COMMITTED, STARTING, WAITING, Beat, Heartbe
 from workers.watch import TrainerWatch
 
 
-def beat(rank: int, count: int, step: int = 0, stage: int = BEGUN, process: int = 1) -> Beat:
+def beat(rank: int, count: int, step: int = 0, stage: int = BEGUN, process: int = 0) -> Beat:
     return Beat(
-        rank=rank, process=process, node="node", count=count, step=step, stage=stage, doing=f"stage {stage}"
+        rank=rank,
+        process=process or 100 + rank,
+        node="node",
+        count=count,
+        step=step,
+        stage=stage,
+        doing=f"stage {stage}",
     )
 
 
@@ -41,9 +47,11 @@ def test_a_process_that_gives_no_sign_of_life_is_named() -> None:
     found = hung(watch, 15, beat(0, 15, 15), beat(1, 4, 4))
     assert [rank for rank, _ in found] == [1]
     assert "no sign of life for 11 s, since stage 4000000000" in found[0][1]
-    # Its successor begins anew.
-    assert hung(watch, 16, beat(0, 16, 15), beat(1, 1, 4, process=2)) == []
-    assert hung(watch, 26, beat(0, 26, 15), beat(1, 11, 4, process=2)) == []
+    # What it has left is not taken for another one that hangs, and its successor begins anew.
+    for now in range(16, 40):
+        assert hung(watch, now, beat(0, now, now), beat(1, 4, 4)) == []
+    for now in range(40, 60):
+        assert hung(watch, now, beat(0, now, now), beat(1, now, now, process=2)) == []
 
 
 def test_of_those_that_stand_still_the_one_behind_is_named() -> None:
