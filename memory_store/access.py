@@ -143,8 +143,11 @@ def boundary_bin(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
     return 0, int(counts[0])
 
 
+_DIGITS = 9
+
+
 def report(rows: int, coarse: AccessSums, fine: AccessSums, prefix: int, wanted: int) -> AccessReport:
-    """Put the metrics together.
+    """Put the metrics together, to nine decimals: further ones depend on how many shards have added up their rows.
 
     `coarse` and `fine` are the two rounds; `wanted` rows of bin `prefix` belong to the top.
     """
@@ -162,8 +165,8 @@ def report(rows: int, coarse: AccessSums, fine: AccessSums, prefix: int, wanted:
         rows_used=coarse.rows_used,
         accesses=coarse.accesses,
         usage=coarse.rows_used / rows,
-        kl_to_uniform=max(0.0, math.log(rows) + entropy_part),
-        top1_share=top / coarse.weight,
+        kl_to_uniform=max(0.0, round(math.log(rows) + entropy_part, _DIGITS)),
+        top1_share=round(top / coarse.weight, _DIGITS),
     )
 
 
