@@ -13,7 +13,6 @@ import pytest
 
 from memory_store import StoreClient, TableSpec
 from memory_store import messages as m
-from memory_store.bucket_files import spec_as_json
 from memory_store.cuts import (
     MANIFEST,
     Manifest,
@@ -31,6 +30,7 @@ from memory_store.errors import CutError, StoreError
 from memory_store.opening import attach, in_process_hosts
 from memory_store.shard_host import ShardHost
 from memory_store.table_spec import OptimizerSpec
+from tests.memory_store.written_cuts import write_cut
 
 SPECS = [
     TableSpec("memory", 1300, 3, optimizer=OptimizerSpec("adam")),
@@ -74,11 +74,7 @@ class Store:
         return content
 
     def write(self, cuts: Path) -> Path:
-        folder = begin_cut(cuts, self.client.version)
-        files = self.client.begin_cut(str(folder))()
-        tables = tuple(spec_as_json(spec) for spec in self.specs)
-        finish_cut(folder, Manifest(step=self.client.version, tables=tables, files=tuple(files)))
-        return folder
+        return write_cut(self.client, cuts)
 
     def load(self, folder: Path) -> None:
         self.client.load_cut(str(folder), cut_step(folder))

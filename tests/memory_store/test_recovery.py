@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from memory_store import TableSpec, connect
-from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
-from memory_store.cuts import Manifest, begin_cut, finish_cut
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
 from memory_store.opening import in_process_store
 from memory_store.table_spec import OptimizerSpec
+from tests.memory_store.written_cuts import write_cut
 from workers.shard_process import ShardProcess, ShardSettings
 
 SPEC = TableSpec("memory", rows=128 * 128, dim=64, seed=5, optimizer=OptimizerSpec("adam"))
@@ -131,14 +130,6 @@ def test_a_shard_without_a_log_sends_its_writers_back_to_their_cut(tmp_path: Pat
         train(store, range(2, 4))
     store.close()
     shards.close()
-
-
-def write_cut(store: StoreClient, cuts: Path) -> Path:
-    """A complete cut of the tables at the store's version."""
-    folder = begin_cut(cuts, store.version)
-    files = store.begin_cut(str(folder))()
-    finish_cut(folder, Manifest(step=store.version, tables=(spec_as_json(SPEC),), files=tuple(files)))
-    return folder
 
 
 def test_a_log_begins_at_the_cuts_and_a_damaged_cut_is_passed_over(shards: Shards, tmp_path: Path) -> None:

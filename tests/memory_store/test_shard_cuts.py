@@ -14,7 +14,6 @@ from memory_store.bucket_files import spec_as_json
 from memory_store.client import StoreClient
 from memory_store.cuts import (
     Manifest,
-    begin_cut,
     complete_cuts,
     cut_step,
     describe_file,
@@ -27,6 +26,7 @@ from memory_store.errors import CutError
 from memory_store.opening import in_process_store
 from memory_store.shard_cuts import DELTAS_MAX
 from memory_store.table_spec import OptimizerKind, OptimizerSpec, ValueType
+from tests.memory_store.written_cuts import write_cut
 
 
 def spec_of(dtype: ValueType = "float32", kind: OptimizerKind = "adam") -> TableSpec:
@@ -42,14 +42,6 @@ def touch(store: StoreClient, rows: int) -> None:
     found.backward(np.cos(found.output))
     store.step({"memory": 0.1})
     store.synchronise()
-
-
-def write_cut(store: StoreClient, cuts: Path) -> Path:
-    folder = begin_cut(cuts, store.version)
-    files = store.begin_cut(str(folder))()
-    tables = tuple(spec_as_json(spec) for spec in store.specs.values())
-    finish_cut(folder, Manifest(step=store.version, tables=tables, files=tuple(files)))
-    return folder
 
 
 def everything(store: StoreClient) -> list[bytes]:
