@@ -1,0 +1,100 @@
+"""What the processes of a job ask of a cluster, and whether a cluster could ever give it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from service.jobs.errors import NeverFitsError
+from workers.job_spec import JobSpec
+from workers.plan import shard_bytes
+
+GIB = 1 << 30
+
+
+class Resources(BaseModel):
+    """Of one process, or of one host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: float
+    gpus: float = 0
+    memory_bytes: int = 0
+
+    def room_for(self, process: Resources) -> int:
+        """How many such processes these resources are enough for."""
+        return int(
+            min(have // ask for have, ask in zip(self._amounts(), process._amounts(), strict=True) if ask > 0)
+        )
+
+    def _amounts(self) -> tuple[float, ...]:
+        return self.cpus, self.gpus, self.memory_bytes
+
+    def __str__(self) -> str:
+        memory = f" and {self.memory_bytes / GIB:.3g} GiB" if self.memory_bytes else ""
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{memory}"
+
+
+class Demand(BaseModel):
+    """`shards` processes that take `shard` each, and `trainers` that take `trainer` each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: int
+    shard: Resources
+    trainers: int
+    trainer: Resources
+
+    def total(self) -> Resources:
+        parts = [(self.shards, self.shard), (self.trainers, self.trainer)]
+        return Resources(
+            cpus=sum(count * one.cpus for count, one in parts),
+            gpus=sum(count * one.gpus for count, one in parts),
+            memory_bytes=sum(count * one.memory_bytes for count, one in parts),
+        )
+
+
+def demand_of(job: JobSpec) -> Demand:
+    """A CPU for every process, a GPU for every trainer of a job that insists on them, and the memory of the tables."""
+    tables = job.tables()
+    table_bytes = shard_bytes(tables, job.store.shards) if tables else 0
+    inside = job.store.carrier == "in_process"
+    return Demand(
+        shards=job.store.shards if tables and not inside else 0,
+        shard=Resources(cpus=1, memory_bytes=0 if inside else table_bytes),
+        trainers=job.train.trainers,
+        trainer=Resources(
+            cpus=1,
+            gpus=int(job.train.device == "cuda"),
+            memory_bytes=table_bytes * job.store.shards if inside else 0,
+        ),
+    )
+
+
+def check_ever_fits(demand: Demand, hosts: Sequence[Resources]) -> None:
+    """Raises NeverFitsError, with the numbers, if the job could not run were all `hosts` free of other jobs.
+
+    A job that passes may still not fit, where its processes can't be divided among the hosts; none that fits is refused.
+    """
+    for count, process, what in (
+        (demand.shards, demand.shard, "shards"),
+        (demand.trainers, demand.trainer, "trainers"),
+    ):
+        room = sum(host.room_for(process) for host in hosts)
+        if count > room:
+            raise NeverFitsError(
+                f"The job asks for {count} {what} of {process} each, and the {len(hosts)} hosts of the cluster have room "
+                f"for {room} of them; ask for fewer or smaller ones, or add hosts."
+            )
+    total = demand.total()
+    cluster = Resources(
+        cpus=sum(host.cpus for host in hosts),
+        gpus=sum(host.gpus for host in hosts),
+        memory_bytes=sum(host.memory_bytes for host in hosts),
+    )
+    if not cluster.room_for(total):
+        raise NeverFitsError(
+            f"The job asks for {total} in all, and the whole cluster has {cluster}; use fewer store.shards or "
+            "train.trainers, or add hosts."
+        )

@@ -1,0 +1,17 @@
+"""What can be wrong with a request about a job. The sentences are for people; none tells of another tenant's jobs."""
+
+from __future__ import annotations
+
+from memory_store.errors import PkmError, UsageError
+
+
+class NoSuchJobError(PkmError):
+    """No job of this tenant has this id, or an id that begins so. The CLI exits with 102."""
+
+
+class JobConflictError(PkmError):
+    """The job is in a state in which this can't be done, or a request id stands for another job already."""
+
+
+class NeverFitsError(UsageError):
+    """The job asks for more than the whole cluster has."""
