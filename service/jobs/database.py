@@ -99,7 +99,8 @@ class Change:
 class JobDatabase:
     """The jobs kept in the file `path`, which is made if there is none, for its owner's eyes alone.
 
-    Raises UsageError if another service holds it, or if a newer release has made it.
+    `on_change` is called with the number of every job that has been changed, when that is on the disk. Raises UsageError if
+    another service holds the file, or if a newer release has made it.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -109,6 +110,7 @@ class JobDatabase:
         self._writing = threading.Lock()
         self._reading = threading.local()
         self._readers: list[sqlite3.Connection] = []
+        self.on_change: Callable[[int], None] = lambda number: None
         self._writer = self._connect()
         migrate(self._writer, path)
 
@@ -178,7 +180,9 @@ class JobDatabase:
                 return job
             if state not in FOLLOWING[job.state]:
                 raise JobConflictError(f"job {job.id} is {job.state}, after which it can't be {state}")
-            return self._change(connection, job, Intent(state, job.wanted), reason)
+            changed = self._change(connection, job, Intent(state, job.wanted), reason)
+        self.on_change(changed.number)
+        return changed
 
     # ---- what is known -------------------------------------------------------------------------------------------
 
@@ -286,7 +290,9 @@ class JobDatabase:
     def _ask(self, job_id: str, decide: Callable[[Intent], Intent], reason: str) -> Job:
         with self._transaction() as connection:
             job = self._find(connection, job_id)
-            return self._change(connection, job, decide(job.intent), reason)
+            changed = self._change(connection, job, decide(job.intent), reason)
+        self.on_change(changed.number)
+        return changed
 
     def _change(self, connection: sqlite3.Connection, job: Job, intent: Intent, reason: str) -> Job:
         """Bring a job into another state, or have it wanted otherwise; the first is kept in its history."""

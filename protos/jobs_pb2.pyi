@@ -1,0 +1,176 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
+    QUEUED: _ClassVar[JobState]
+    STARTING: _ClassVar[JobState]
+    RUNNING: _ClassVar[JobState]
+    RECOVERING: _ClassVar[JobState]
+    PAUSING: _ClassVar[JobState]
+    PAUSED: _ClassVar[JobState]
+    SUCCEEDED: _ClassVar[JobState]
+    FAILED: _ClassVar[JobState]
+    CANCELLED: _ClassVar[JobState]
+
+class Wanted(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WANTED_UNSPECIFIED: _ClassVar[Wanted]
+    RUN: _ClassVar[Wanted]
+    PAUSE: _ClassVar[Wanted]
+    CANCEL: _ClassVar[Wanted]
+JOB_STATE_UNSPECIFIED: JobState
+QUEUED: JobState
+STARTING: JobState
+RUNNING: JobState
+RECOVERING: JobState
+PAUSING: JobState
+PAUSED: JobState
+SUCCEEDED: JobState
+FAILED: JobState
+CANCELLED: JobState
+WANTED_UNSPECIFIED: Wanted
+RUN: Wanted
+PAUSE: Wanted
+CANCEL: Wanted
+
+class Resources(_message.Message):
+    __slots__ = ("cpus", "gpus", "memory_bytes")
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    cpus: float
+    gpus: float
+    memory_bytes: int
+    def __init__(self, cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class Demand(_message.Message):
+    __slots__ = ("shards", "shard", "trainers", "trainer")
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    TRAINERS_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    shards: int
+    shard: Resources
+    trainers: int
+    trainer: Resources
+    def __init__(self, shards: _Optional[int] = ..., shard: _Optional[_Union[Resources, _Mapping]] = ..., trainers: _Optional[int] = ..., trainer: _Optional[_Union[Resources, _Mapping]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("id", "tenant", "name", "priority", "demand", "state", "reason", "wanted", "attempt", "submitted_at", "changed_at", "started_at", "ended_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    tenant: str
+    name: str
+    priority: int
+    demand: Demand
+    state: JobState
+    reason: str
+    wanted: Wanted
+    attempt: int
+    submitted_at: float
+    changed_at: float
+    started_at: float
+    ended_at: float
+    def __init__(self, id: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., priority: _Optional[int] = ..., demand: _Optional[_Union[Demand, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., wanted: _Optional[_Union[Wanted, str]] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[float] = ..., changed_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("time", "state", "reason")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    time: float
+    state: JobState
+    reason: str
+    def __init__(self, time: _Optional[float] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("request_id", "spec", "priority")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    spec: str
+    priority: int
+    def __init__(self, request_id: _Optional[str] = ..., spec: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class JobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class JobDetails(_message.Message):
+    __slots__ = ("job", "spec", "changes")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    spec: str
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., spec: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("states", "name", "page_size", "page_token")
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    states: _containers.RepeatedScalarFieldContainer[JobState]
+    name: str
+    page_size: int
+    page_token: str
+    def __init__(self, states: _Optional[_Iterable[_Union[JobState, str]]] = ..., name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class JobPage(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class AskRequest(_message.Message):
+    __slots__ = ("id", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("id", "changes_seen")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    changes_seen: int
+    def __init__(self, id: _Optional[str] = ..., changes_seen: _Optional[int] = ...) -> None: ...
+
+class WatchUpdate(_message.Message):
+    __slots__ = ("job", "changes", "changes_seen")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    changes_seen: int
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., changes_seen: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,243 @@
+"""What a service answers: the calls of protos/jobs.proto, for the tenant whose token they carry.
+
+A person's mistake comes back as one clear sentence; any other error as a reference to the service's log, and not a word more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+from pydantic import ValidationError
+
+from memory_store.errors import PkmError, UsageError
+from protos import jobs_pb2 as pb
+from service.jobs.database import PAGE_MAX, Change, Job, JobDatabase, NewJob
+from service.jobs.demand import Resources, check_ever_fits, demand_of
+from service.jobs.errors import JobConflictError, NoSuchJobError
+from service.jobs.states import ENDED, JobState
+from service.jobs.tokens import Tokens
+from service.jobs.watchers import Watchers
+from service.jobs.wire import change_message, job_message, state_of
+from workers.job_spec import JobSpec
+
+SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
+SHARED = "shared"
+_PAGE = 100
+_PRIORITY_MAX = 100
+_REASON_MAX = 500
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CODES: tuple[tuple[type[PkmError], grpc.StatusCode], ...] = (
+    (NoSuchJobError, grpc.StatusCode.NOT_FOUND),
+    (JobConflictError, grpc.StatusCode.FAILED_PRECONDITION),
+    (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+)
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobApi:
+    """Answers from `database`. Corpora of jobs lie in the folder of their tenant or of all (SHARED) under `data`; `hosts`
+    gives what the hosts of the cluster have. Made in the event loop in which it answers.
+    """
+
+    def __init__(
+        self, database: JobDatabase, tokens: Tokens, data: Path, hosts: Callable[[], Sequence[Resources]]
+    ) -> None:
+        self._database, self._tokens, self._data, self._hosts = database, tokens, data, hosts
+        self._watchers = Watchers()
+        database.on_change = self._watchers.changed
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """All calls, as a server takes them. Each has the method here that bears its name."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for method in SERVICE.methods:
+            stream = method.server_streaming
+            make = grpc.unary_stream_rpc_method_handler if stream else grpc.unary_unary_rpc_method_handler
+            answer = self._streaming if stream else self._answering
+            handlers[method.name] = make(
+                answer(getattr(self, f"_{method.name.lower()}"), getattr(pb, method.input_type.name)),
+                response_serializer=getattr(pb, method.output_type.name).SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+    # ---- the calls -----------------------------------------------------------------------------------------------
+
+    async def _submit(self, request: pb.SubmitRequest, tenant: str) -> pb.Job:
+        if not _REQUEST_ID.fullmatch(request.request_id):
+            raise UsageError(
+                "The request id must be 1 to 128 letters, digits, '.', '_', ':' or '-'; choose a new one for each job."
+            )
+        if abs(request.priority) > _PRIORITY_MAX:
+            raise UsageError(
+                f"The priority is {request.priority}; it must be from -{_PRIORITY_MAX} to {_PRIORITY_MAX}."
+            )
+        return job_message(await asyncio.to_thread(self._take, request, tenant))
+
+    def _take(self, request: pb.SubmitRequest, tenant: str) -> Job:
+        try:
+            spec = JobSpec.model_validate_json(request.spec)
+        except ValidationError as error:
+            raise UsageError(_mistakes(error)) from None
+        self._check_corpus(Path(spec.data.corpus), tenant)
+        demand = demand_of(spec)
+        check_ever_fits(demand, self._hosts())
+        new = NewJob(tenant, request.request_id, spec.name, spec.model_dump_json(), demand, request.priority)
+        return self._database.submit(new)
+
+    async def _get(self, request: pb.JobRequest, tenant: str) -> pb.JobDetails:
+        def read() -> pb.JobDetails:
+            job = self._database.find(tenant, request.id)
+            spec, changes = self._database.spec(job), self._database.changes(job)
+            return pb.JobDetails(job=job_message(job), spec=spec, changes=map(change_message, changes))
+
+        return await asyncio.to_thread(read)
+
+    async def _list(self, request: pb.ListRequest, tenant: str) -> pb.JobPage:
+        states = _states(request.states)
+        size = min(request.page_size or _PAGE, PAGE_MAX)
+        before = _number_of(request.page_token) if request.page_token else None
+        name = request.name or None
+        jobs = await asyncio.to_thread(self._database.newest, tenant, states, name, before, size)
+        more = str(jobs[-1].number) if len(jobs) == size else ""
+        return pb.JobPage(jobs=map(job_message, jobs), next_page_token=more)
+
+    async def _cancel(self, request: pb.AskRequest, tenant: str) -> pb.Job:
+        return await self._ask(request, tenant, self._database.cancel)
+
+    async def _pause(self, request: pb.AskRequest, tenant: str) -> pb.Job:
+        return await self._ask(request, tenant, self._database.pause)
+
+    async def _resume(self, request: pb.AskRequest, tenant: str) -> pb.Job:
+        return await self._ask(request, tenant, self._database.resume)
+
+    async def _ask(self, request: pb.AskRequest, tenant: str, ask: Callable[[str, str], Job]) -> pb.Job:
+        if len(request.reason) > _REASON_MAX:
+            raise UsageError(
+                f"The reason has {len(request.reason)} letters; it may have {_REASON_MAX}. Say it shorter."
+            )
+
+        def find_and_ask() -> Job:
+            return ask(self._database.find(tenant, request.id).id, request.reason)
+
+        return job_message(await asyncio.to_thread(find_and_ask))
+
+    async def _watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
+        job = await asyncio.to_thread(self._database.find, tenant, request.id)
+        seen, told = request.changes_seen, None
+        with self._watchers.waiting_for(job.number) as changed:
+            while True:
+                changed.clear()
+                job, changes = await asyncio.to_thread(self._look, job.id)
+                fresh = changes[seen:]
+                seen = len(changes)
+                if job != told or fresh:
+                    told = job
+                    messages = map(change_message, fresh)
+                    yield pb.WatchUpdate(job=job_message(job), changes=messages, changes_seen=seen)
+                if job.state in ENDED:
+                    return
+                await changed.wait()
+
+    def _look(self, job_id: str) -> tuple[Job, list[Change]]:
+        # In this order: the changes then hold the one that brought the job where it is.
+        job = self._database.get(job_id)
+        return job, self._database.changes(job)
+
+    # ---- around every call ---------------------------------------------------------------------------------------
+
+    # Requests are read here and not by gRPC, which would tell the asker of the error that it meets.
+
+    def _answering(
+        self, call: Callable[[Any, str], Awaitable[_Answer]], kind: type[Message]
+    ) -> Callable[[bytes, _Context], Awaitable[_Answer]]:
+        async def answer(request: bytes, context: _Context) -> _Answer:
+            try:
+                return await call(_read(kind, request), self._tenant(context))
+            except Exception as error:
+                await _refuse(context, error)
+
+        return answer
+
+    def _streaming(
+        self, call: Callable[[Any, str], AsyncIterator[_Answer]], kind: type[Message]
+    ) -> Callable[[bytes, _Context], AsyncIterator[_Answer]]:
+        async def answer(request: bytes, context: _Context) -> AsyncIterator[_Answer]:
+            try:
+                async for part in call(_read(kind, request), self._tenant(context)):
+                    yield part
+            except Exception as error:
+                await _refuse(context, error)
+
+        return answer
+
+    def _tenant(self, context: _Context) -> str:
+        tenant = self._tokens.tenant_of(context.invocation_metadata() or ())
+        if tenant is None:  # the server's door (server.py) has let nobody in without a token
+            raise PermissionError("a call without a tenant")
+        return tenant
+
+    def _check_corpus(self, corpus: Path, tenant: str) -> None:
+        """Refuse a corpus outside the folders that are the tenant's to read, wherever links lead."""
+        try:
+            found = corpus.resolve()
+        except (OSError, RuntimeError, ValueError):
+            found = None
+        roots = [(self._data / folder).resolve() for folder in (tenant, SHARED)]
+        if found is None or not any(found.is_relative_to(root) for root in roots):
+            raise UsageError(
+                f"data.corpus is {str(corpus)[:200]!r}; a job of this service reads from {roots[0]} or {roots[1]}."
+            )
+
+
+def _read(kind: type[Message], request: bytes) -> Message:
+    try:
+        return kind.FromString(request)
+    except DecodeError:
+        raise UsageError(f"The request is no {kind.DESCRIPTOR.full_name}.") from None
+
+
+async def _refuse(context: _Context, error: Exception) -> NoReturn:
+    """End a call with what its asker may know of an error."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            await context.abort(code, str(error))
+    reference = secrets.token_hex(4)
+    _log.error("call failed, reference %s", reference, exc_info=error)
+    await context.abort(
+        grpc.StatusCode.INTERNAL, f"The service failed; its log has the reason under {reference}."
+    )
+
+
+def _mistakes(error: ValidationError) -> str:
+    """Every mistake in a job, a line each."""
+    return "\n".join(
+        f"{'.'.join(map(str, mistake['loc'])) or 'the job'}: {mistake['msg']}"
+        for mistake in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def _states(numbers: Sequence[pb.JobState]) -> list[JobState]:
+    try:
+        return [state_of(number) for number in numbers]
+    except ValueError:
+        known = ", ".join(JobState)
+        raise UsageError(f"One of the states {list(numbers)} is none; the states are {known}.") from None
+
+
+def _number_of(page_token: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", page_token):
+        raise UsageError("The page token is none; give the next_page_token of the page before.")
+    return int(page_token)
