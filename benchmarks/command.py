@@ -31,6 +31,7 @@ class Name(StrEnum):
     STEP = "step"
     SCALING = "scaling"
     DURABILITY = "durability"
+    SERVICE = "service"
     PLAN = "plan"
     ALL = "all"
     REPORT = "report"

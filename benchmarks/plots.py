@@ -101,6 +101,11 @@ def _durability(run: BenchmarkRun, left: Axes, right: Axes) -> None:
     _bars(right, run, "bare updates", "durability", "million entries/s")
 
 
+def _service(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    _bars(left, run, "answer", "kind", "ms")
+    _bars(right, run, "answer, 99th percentile", "kind", "ms")
+
+
 def _bars(axes: Axes, run: BenchmarkRun, what: str, part: str, unit: str) -> None:
     """A bar for each case of `what`, with its quartiles."""
     found = run.find(what)
@@ -154,5 +159,6 @@ _PICTURES: dict[str, Callable[[BenchmarkRun, Axes, Axes], None]] = {
     "step": _step,
     "scaling": _scaling,
     "durability": _durability,
+    "service": _service,
     "plan": _plan,
 }

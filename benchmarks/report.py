@@ -18,7 +18,7 @@ from benchmarks.tables import number
 from benchmarks.targets import TARGETS
 from memory_store.errors import UsageError
 
-BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "plan")
+BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "service", "plan")
 
 _HEAD = """# Performance
 

@@ -121,6 +121,30 @@ TARGETS = (
         at_least=False,
     ),
     Target(
+        "service",
+        "service_list_p99_ms",
+        50,
+        "milliseconds in which 99 of 100 lists of jobs are answered, of 100 000 jobs, at 100 requests/s beside 500 watchers",
+        at_least=False,
+    ),
+    Target(
+        "service",
+        "service_status_p99_ms",
+        50,
+        "milliseconds in which 99 of 100 questions for a job are answered, as above",
+        at_least=False,
+    ),
+    Target(
+        "service", "service_watchers_told", 1, "share of 500 watchers who are told that their job has ended"
+    ),
+    Target(
+        "service",
+        "service_submits_lost_or_doubled",
+        0,
+        "jobs lost or doubled of 1000 that are submitted at once, each twice",
+        at_least=False,
+    ),
+    Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
 )

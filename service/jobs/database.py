@@ -197,7 +197,8 @@ class JobDatabase:
         """
         after_all = beginning + "~"  # sorts behind every letter of an id
         rows = self._reader().execute(
-            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? AND tenant = ? ORDER BY id LIMIT ?",
+            # The plus keeps SQLite from going through all jobs of the tenant.
+            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? AND +tenant = ? ORDER BY id LIMIT ?",
             (beginning, after_all, tenant, _ALIKE_SHOWN + 1),
         )
         found = [_job_of(row) for row in rows] if beginning else []

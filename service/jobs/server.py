@@ -28,6 +28,9 @@ _OPTIONS = (
     ("grpc.max_send_message_length", 16 << 20),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 1024),
+    # A burst waits for its turn: otherwise gRPC refuses at random what comes when 1000 calls wait already.
+    ("grpc.server.max_pending_requests", _CALLS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", _CALLS_MAX),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import durability, kernels, plan, scaling, selection, step, transport
+from benchmarks import durability, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
@@ -26,6 +26,7 @@ STEP = step.StepSize(
 )
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
 DURABILITY = durability.DurabilitySize(STEP.kind, 2, 16, 1, 2, 2, 4096, 64, 4, 4096, 2, 1)
+SERVICE = service.ServiceSize(50, 50, 0.5, 5, 10)
 SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
 
 
@@ -57,6 +58,13 @@ def test_kernels(tmp_path: Path):
 
 def test_selection(tmp_path: Path):
     check(selection.run(SELECTION, quick=True), tmp_path)
+
+
+def test_service(tmp_path: Path):
+    run = service.run(SERVICE, quick=True)
+    check(run, tmp_path)
+    assert run.ratios["service_watchers_told"] == 1
+    assert run.ratios["service_submits_lost_or_doubled"] == 0
 
 
 @pytest.mark.slow

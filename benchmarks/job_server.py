@@ -1,0 +1,37 @@
+"""A job service with nothing behind it but its database, in a process of its own, until its standard input ends.
+
+    python -m benchmarks.job_server FOLDER
+
+Prints its port. TENANT asks with TOKEN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from service.jobs.api import JobApi
+from service.jobs.database import JobDatabase
+from service.jobs.demand import GIB, Resources
+from service.jobs.server import start_server
+from service.jobs.tokens import Tokens, digest_of
+
+TENANT, TOKEN = "benchmark", "benchmark"
+DATABASE = "jobs.sqlite"
+
+
+async def serve(folder: Path) -> None:
+    tokens = Tokens({digest_of(TOKEN): TENANT})
+    hosts = [Resources(cpus=64, memory_bytes=64 * GIB)]
+    database = JobDatabase(folder / DATABASE)
+    api = JobApi(database, tokens, folder, lambda: hosts)
+    server, port = await start_server(api, tokens, "127.0.0.1", 0, None)
+    print(port, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(0)
+    database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))
