@@ -20,9 +20,10 @@ from pydantic import ValidationError
 
 from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
-from service.jobs.database import PAGE_MAX, Change, Job, JobDatabase, NewJob
+from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
 from service.jobs.demand import Resources, check_ever_fits, demand_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
+from service.jobs.job import Change
 from service.jobs.states import ENDED, JobState
 from service.jobs.tokens import Tokens
 from service.jobs.watchers import Watchers
@@ -84,7 +85,7 @@ class JobApi:
             )
         return job_message(await asyncio.to_thread(self._take, request, tenant))
 
-    def _take(self, request: pb.SubmitRequest, tenant: str) -> Job:
+    def _take(self, request: pb.SubmitRequest, tenant: str) -> KeptJob:
         try:
             spec = JobSpec.model_validate_json(request.spec)
         except ValidationError as error:
@@ -121,13 +122,13 @@ class JobApi:
     async def _resume(self, request: pb.AskRequest, tenant: str) -> pb.Job:
         return await self._ask(request, tenant, self._database.resume)
 
-    async def _ask(self, request: pb.AskRequest, tenant: str, ask: Callable[[str, str], Job]) -> pb.Job:
+    async def _ask(self, request: pb.AskRequest, tenant: str, ask: Callable[[str, str], KeptJob]) -> pb.Job:
         if len(request.reason) > _REASON_MAX:
             raise UsageError(
                 f"The reason has {len(request.reason)} letters; it may have {_REASON_MAX}. Say it shorter."
             )
 
-        def find_and_ask() -> Job:
+        def find_and_ask() -> KeptJob:
             return ask(self._database.find(tenant, request.id).id, request.reason)
 
         return job_message(await asyncio.to_thread(find_and_ask))
@@ -149,7 +150,7 @@ class JobApi:
                     return
                 await changed.wait()
 
-    def _look(self, job_id: str) -> tuple[Job, list[Change]]:
+    def _look(self, job_id: str) -> tuple[KeptJob, list[Change]]:
         # In this order: the changes then hold the one that brought the job where it is.
         job = self._database.get(job_id)
         return job, self._database.changes(job)

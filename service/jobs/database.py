@@ -24,13 +24,13 @@ from pathlib import Path
 from memory_store.errors import UsageError
 from service.jobs.demand import Demand
 from service.jobs.errors import JobConflictError, NoSuchJobError
+from service.jobs.job import Change, Job
 from service.jobs.migrations import migrate
 from service.jobs.states import (
     ENDED,
     FOLLOWING,
     Intent,
     JobState,
-    Wanted,
     after_cancel,
     after_pause,
     after_resume,
@@ -61,39 +61,14 @@ class NewJob:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job as it is now. Times are seconds since 1970; `number` grows with every submission, `attempt` with every start.
-
-    `reason` says why the job is in this state.
-    """
+class KeptJob(Job):
+    """A job in the database. `number` grows with every submission."""
 
     number: int
-    id: str
-    tenant: str
-    name: str
-    priority: int
-    demand: Demand
-    state: JobState
-    reason: str
-    wanted: Wanted
-    attempt: int
-    submitted_at: float
-    changed_at: float
-    started_at: float | None
-    ended_at: float | None
 
     @property
     def intent(self) -> Intent:
         return Intent(self.state, self.wanted)
-
-
-@dataclass(frozen=True)
-class Change:
-    """A state that a job has come into."""
-
-    time: float
-    state: JobState
-    reason: str
 
 
 class JobDatabase:
@@ -123,7 +98,7 @@ class JobDatabase:
 
     # ---- what people do ------------------------------------------------------------------------------------------
 
-    def submit(self, new: NewJob) -> Job:
+    def submit(self, new: NewJob) -> KeptJob:
         """Put a job into the queue, or find the one that this request has put there before.
 
         Raises JobConflictError if the request id stands for a job that is not the same.
@@ -155,21 +130,21 @@ class JobDatabase:
             self._keep_change(connection, number, now, JobState.QUEUED, "submitted")
             return self._job(connection, number)
 
-    def cancel(self, job_id: str, reason: str) -> Job:
+    def cancel(self, job_id: str, reason: str) -> KeptJob:
         """Want the job to end. Raises NoSuchJobError; JobConflictError if it has ended otherwise."""
         return self._ask(job_id, after_cancel, reason)
 
-    def pause(self, job_id: str, reason: str) -> Job:
+    def pause(self, job_id: str, reason: str) -> KeptJob:
         """Want the job to rest after a cut. Raises NoSuchJobError; JobConflictError if it is ending or has ended."""
         return self._ask(job_id, after_pause, reason)
 
-    def resume(self, job_id: str, reason: str) -> Job:
+    def resume(self, job_id: str, reason: str) -> KeptJob:
         """Want a paused job to go on. Raises NoSuchJobError; JobConflictError where it can't."""
         return self._ask(job_id, after_resume, reason)
 
     # ---- what becomes of a job -----------------------------------------------------------------------------------
 
-    def move(self, job_id: str, state: JobState, reason: str) -> Job:
+    def move(self, job_id: str, state: JobState, reason: str) -> KeptJob:
         """Note that a job has come into another state; nothing is noted where it is in that state already.
 
         Raises NoSuchJobError; JobConflictError if that state can't follow the one it is in.
@@ -186,11 +161,11 @@ class JobDatabase:
 
     # ---- what is known -------------------------------------------------------------------------------------------
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: str) -> KeptJob:
         """The job of this id. Raises NoSuchJobError."""
         return self._find(self._reader(), job_id)
 
-    def find(self, tenant: str, beginning: str) -> Job:
+    def find(self, tenant: str, beginning: str) -> KeptJob:
         """The only job of a tenant whose id begins so.
 
         Raises NoSuchJobError if there is none, UsageError if there are several.
@@ -219,7 +194,7 @@ class JobDatabase:
         name: str | None = None,
         before: int | None = None,
         limit: int = 100,
-    ) -> list[Job]:
+    ) -> list[KeptJob]:
         """The newest `limit` jobs submitted before the one of number `before`, newest first; at most PAGE_MAX of them.
 
         Of all tenants, in any state and of any name unless given.
@@ -229,7 +204,7 @@ class JobDatabase:
         newest_first = heapq.merge(*pages, key=lambda job: -job.number)
         return [job for job, _ in zip(newest_first, range(limit), strict=False)]
 
-    def in_line(self, limit: int = PAGE_MAX) -> list[Job]:
+    def in_line(self, limit: int = PAGE_MAX) -> list[KeptJob]:
         """The queued jobs in the order in which they are to be started: by priority, then first come, first served."""
         rows = self._reader().execute(
             f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_in_line WHERE state = 'queued' "
@@ -238,12 +213,12 @@ class JobDatabase:
         )
         return [_job_of(row) for row in rows]
 
-    def spec(self, job: Job) -> str:
+    def spec(self, job: KeptJob) -> str:
         """What was submitted."""
         row = self._reader().execute("SELECT spec FROM specs WHERE job = ?", (job.number,)).fetchone()
         return str(row[0])
 
-    def changes(self, job: Job) -> list[Change]:
+    def changes(self, job: KeptJob) -> list[Change]:
         """Every state the job has been in, oldest first."""
         rows = self._reader().execute(
             "SELECT time, state, reason FROM changes WHERE job = ? ORDER BY number", (job.number,)
@@ -288,14 +263,14 @@ class JobDatabase:
                 raise
             self._writer.execute("COMMIT")
 
-    def _ask(self, job_id: str, decide: Callable[[Intent], Intent], reason: str) -> Job:
+    def _ask(self, job_id: str, decide: Callable[[Intent], Intent], reason: str) -> KeptJob:
         with self._transaction() as connection:
             job = self._find(connection, job_id)
             changed = self._change(connection, job, decide(job.intent), reason)
         self.on_change(changed.number)
         return changed
 
-    def _change(self, connection: sqlite3.Connection, job: Job, intent: Intent, reason: str) -> Job:
+    def _change(self, connection: sqlite3.Connection, job: KeptJob, intent: Intent, reason: str) -> KeptJob:
         """Bring a job into another state, or have it wanted otherwise; the first is kept in its history."""
         if intent == job.intent:
             return job
@@ -321,20 +296,20 @@ class JobDatabase:
             "INSERT INTO changes (job, time, state, reason) VALUES (?, ?, ?, ?)", (number, now, state, reason)
         )
 
-    def _find(self, connection: sqlite3.Connection, job_id: str) -> Job:
+    def _find(self, connection: sqlite3.Connection, job_id: str) -> KeptJob:
         row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             raise NoSuchJobError(f"There is no job {job_id!r}.")
         return _job_of(row)
 
-    def _job(self, connection: sqlite3.Connection, number: int) -> Job:
+    def _job(self, connection: sqlite3.Connection, number: int) -> KeptJob:
         return _job_of(
             connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE number = ?", (number,)).fetchone()
         )
 
     def _page(
         self, tenant: str | None, state: JobState | None, name: str | None, before: int | None, limit: int
-    ) -> list[Job]:
+    ) -> list[KeptJob]:
         given = {"tenant = ?": tenant, "state = ?": state, "name = ?": name, "number < ?": before}
         conditions = {condition: value for condition, value in given.items() if value is not None}
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -362,8 +337,8 @@ def _new_id() -> str:
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH))
 
 
-def _job_of(row: tuple[object, ...]) -> Job:
+def _job_of(row: tuple[object, ...]) -> KeptJob:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
     values["demand"] = Demand.model_validate_json(str(values["demand"]))
     values["state"] = JobState(str(values["state"]))
-    return Job(**values)  # type: ignore[arg-type]  # the table is STRICT
+    return KeptJob(**values)  # type: ignore[arg-type]  # the table is STRICT

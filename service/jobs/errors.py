@@ -15,3 +15,15 @@ class JobConflictError(PkmError):
 
 class NeverFitsError(UsageError):
     """The job asks for more than the whole cluster has."""
+
+
+class NotAllowedError(PkmError):
+    """The token is missing, or the service does not know it. The CLI exits with 4."""
+
+
+class ServerUnreachableError(PkmError):
+    """The service does not answer. The CLI exits with 3."""
+
+
+class ServiceError(PkmError):
+    """The service failed; its log says why."""

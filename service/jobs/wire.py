@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 from protos import jobs_pb2 as pb
-from service.jobs.database import Change, Job
 from service.jobs.demand import Demand, Resources
-from service.jobs.states import JobState
+from service.jobs.job import Change, Job
+from service.jobs.states import JobState, Wanted
 
 
 def job_message(job: Job) -> pb.Job:
@@ -26,6 +28,28 @@ def job_message(job: Job) -> pb.Job:
     )
 
 
+def job_of(message: pb.Job) -> Job:
+    """The job of a message. Raises ValueError if it is of a newer release, with a state that is not known here."""
+    wanted = pb.Wanted.Name(message.wanted).lower()
+    if wanted not in get_args(Wanted):
+        raise ValueError(f"{wanted} is nothing a job can be wanted to be")
+    return Job(
+        id=message.id,
+        tenant=message.tenant,
+        name=message.name,
+        priority=message.priority,
+        demand=demand_of(message.demand),
+        state=state_of(message.state),
+        reason=message.reason,
+        wanted=cast("Wanted", wanted),
+        attempt=message.attempt,
+        submitted_at=message.submitted_at,
+        changed_at=message.changed_at,
+        started_at=message.started_at if message.HasField("started_at") else None,
+        ended_at=message.ended_at if message.HasField("ended_at") else None,
+    )
+
+
 def demand_message(demand: Demand) -> pb.Demand:
     return pb.Demand(
         shards=demand.shards,
@@ -35,12 +59,29 @@ def demand_message(demand: Demand) -> pb.Demand:
     )
 
 
+def demand_of(message: pb.Demand) -> Demand:
+    return Demand(
+        shards=message.shards,
+        shard=resources_of(message.shard),
+        trainers=message.trainers,
+        trainer=resources_of(message.trainer),
+    )
+
+
 def resources_message(resources: Resources) -> pb.Resources:
     return pb.Resources(cpus=resources.cpus, gpus=resources.gpus, memory_bytes=resources.memory_bytes)
 
 
+def resources_of(message: pb.Resources) -> Resources:
+    return Resources(cpus=message.cpus, gpus=message.gpus, memory_bytes=message.memory_bytes)
+
+
 def change_message(change: Change) -> pb.Change:
     return pb.Change(time=change.time, state=state_message(change.state), reason=change.reason)
+
+
+def change_of(message: pb.Change) -> Change:
+    return Change(message.time, state_of(message.state), message.reason)
 
 
 def state_message(state: JobState) -> str:

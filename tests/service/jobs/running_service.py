@@ -63,7 +63,11 @@ class Caller:
 
 @contextmanager
 def running_service(
-    folder: Path, host: str = "127.0.0.1", certificate: Certificate | None = None, cpus: int = 64
+    folder: Path,
+    host: str = "127.0.0.1",
+    certificate: Certificate | None = None,
+    cpus: int = 64,
+    port: int = 0,
 ) -> Iterator[Service]:
     folder.mkdir(exist_ok=True)
     data = folder / "data"
@@ -77,11 +81,11 @@ def running_service(
 
     async def start() -> tuple[Any, int]:
         api = JobApi(database, tokens, data, lambda: hosts)
-        return await start_server(api, tokens, host, 0, certificate)
+        return await start_server(api, tokens, host, port, certificate)
 
     try:
-        server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_S)
-        service = Service(database, data, port)
+        server, bound = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_S)
+        service = Service(database, data, bound)
         try:
             yield service
         finally:

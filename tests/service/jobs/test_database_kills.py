@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from service.jobs.database import Job, JobDatabase
+from service.jobs.database import JobDatabase, KeptJob
 from tests.service.jobs.new_jobs import new_job
 from tests.service.jobs.submitter import WAY
 
@@ -57,10 +57,10 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert len(ids) > KILLS
 
 
-def jobs_by_request(database: JobDatabase) -> dict[int, Job]:
+def jobs_by_request(database: JobDatabase) -> dict[int, KeptJob]:
     """All jobs, by the number in their request ids."""
     requests = dict(database._reader().execute("SELECT id, request_id FROM jobs"))
-    jobs: list[Job] = []
+    jobs: list[KeptJob] = []
     while page := database.newest(before=jobs[-1].number if jobs else None):
         jobs += page
     return {int(requests[job.id].removeprefix("r")): job for job in jobs}

@@ -1,0 +1,211 @@
+"""Asking a job service from a program: submit, find, list, ask and watch.
+
+    with Client("127.0.0.1:7070", token) as client:
+        job = client.submit(load_job("job.yaml").job)
+        for update in client.watch(job.id):
+            print(update.job.state, update.job.reason)
+
+Every call may be sent again when its answer is lost, and is: a job is submitted once all the same, since a request keeps its
+id. A watch that is cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from memory_store.errors import PkmError, UsageError
+from protos import jobs_pb2 as pb
+from service.jobs.errors import (
+    JobConflictError,
+    NoSuchJobError,
+    NotAllowedError,
+    ServerUnreachableError,
+    ServiceError,
+)
+from service.jobs.job import Change, Job
+from service.jobs.states import JobState
+from service.jobs.tokens import bearer
+from service.jobs.wire import change_of, job_of, state_message
+from workers.job_spec import JobSpec
+
+SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
+_PAGE = 500
+_PAUSE_S = 0.5
+_ERRORS: dict[grpc.StatusCode, type[PkmError]] = {
+    grpc.StatusCode.NOT_FOUND: NoSuchJobError,
+    grpc.StatusCode.FAILED_PRECONDITION: JobConflictError,
+    grpc.StatusCode.INVALID_ARGUMENT: UsageError,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowedError,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowedError,
+    grpc.StatusCode.UNAVAILABLE: ServerUnreachableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ServerUnreachableError,
+}
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE.full_name}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", 16 << 20),
+)
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """A job, what was submitted, and every state it has been in, oldest first."""
+
+    job: Job
+    spec: JobSpec
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class JobUpdate:
+    """A job as it is, and the states it has come into since the update before."""
+
+    job: Job
+    changes: tuple[Change, ...]
+
+
+class Client:
+    """Asks the service at `server`, "HOST:PORT", as the tenant whose `token` it is.
+
+    With `certificate`, the PEM of who is trusted, over TLS; without it the token travels in the open, which only a service
+    on this machine accepts. A call that is not answered within `timeout_s` seconds raises ServerUnreachableError; besides
+    what each call says, all raise NotAllowedError for a token that is not known, and ServiceError if the service fails.
+    """
+
+    def __init__(
+        self, server: str, token: str, certificate: bytes | None = None, timeout_s: float = 10.0
+    ) -> None:
+        self._server, self._metadata, self._timeout_s = server, [bearer(token)], timeout_s
+        if certificate is None:
+            self._channel = grpc.insecure_channel(server, _OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(server, grpc.ssl_channel_credentials(certificate), _OPTIONS)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._channel.close()
+
+    def submit(self, job: JobSpec, priority: int = 0, request_id: str | None = None) -> Job:
+        """Put a job into the queue; with the request id of an earlier submission, find the job that it has made.
+
+        Raises UsageError if the service can't run it, JobConflictError if the request id stands for another job.
+        """
+        request = pb.SubmitRequest(
+            request_id=request_id or uuid.uuid4().hex, spec=job.model_dump_json(), priority=priority
+        )
+        return job_of(self._ask("Submit", request))
+
+    def get(self, job_id: str) -> JobDetails:
+        """All about a job; as much of an id is enough as no other job has. Raises NoSuchJobError."""
+        found = self._ask("Get", pb.JobRequest(id=job_id))
+        return JobDetails(
+            job_of(found.job),
+            JobSpec.model_validate_json(found.spec),
+            tuple(change_of(change) for change in found.changes),
+        )
+
+    def list(self, states: Sequence[JobState] = (), name: str = "") -> Iterator[Job]:
+        """The jobs in these states and of this name, or all; newest first, asked for as they are read."""
+        token = ""
+        while True:
+            request = pb.ListRequest(
+                states=map(state_message, states), name=name, page_size=_PAGE, page_token=token
+            )
+            page = self._ask("List", request)
+            yield from map(job_of, page.jobs)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def cancel(self, job_id: str, reason: str = "") -> Job:
+        """End a job after a last cut. Raises NoSuchJobError; JobConflictError if it has ended otherwise."""
+        return job_of(self._ask("Cancel", pb.AskRequest(id=job_id, reason=reason)))
+
+    def pause(self, job_id: str, reason: str = "") -> Job:
+        """Have a job rest after a cut, and give its place back. Raises NoSuchJobError, JobConflictError."""
+        return job_of(self._ask("Pause", pb.AskRequest(id=job_id, reason=reason)))
+
+    def resume(self, job_id: str, reason: str = "") -> Job:
+        """Have a paused job go on. Raises NoSuchJobError, JobConflictError."""
+        return job_of(self._ask("Resume", pb.AskRequest(id=job_id, reason=reason)))
+
+    def watch(self, job_id: str, patience_s: float = 60.0) -> Iterator[JobUpdate]:
+        """The job as it is, then again whenever it changes, until it has ended.
+
+        A connection that is lost is made again, and no change told twice or left out. Raises NoSuchJobError;
+        ServerUnreachableError if the service does not answer for `patience_s` seconds.
+        """
+        seen, told = 0, None
+        heard = time.monotonic()
+        while True:
+            try:
+                for update in self._method("Watch")(
+                    pb.WatchRequest(id=job_id, changes_seen=seen), metadata=self._metadata
+                ):
+                    heard, seen = time.monotonic(), update.changes_seen
+                    found = JobUpdate(job_of(update.job), tuple(map(change_of, update.changes)))
+                    if found.job != told or found.changes:  # a new connection begins with what is known
+                        told = found.job
+                        yield found
+                return
+            except grpc.RpcError as error:
+                explained = self._explain(error)
+                if not isinstance(explained, ServerUnreachableError) or time.monotonic() > heard + patience_s:
+                    raise explained from None
+            time.sleep(_PAUSE_S)
+
+    def _ask(self, method: str, request: Message) -> Any:
+        try:
+            return self._method(method)(request, timeout=self._timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+
+    def _method(self, name: str) -> Any:
+        found = SERVICE.methods_by_name[name]
+        make = self._channel.unary_stream if found.server_streaming else self._channel.unary_unary
+        return make(
+            f"/{SERVICE.full_name}/{name}",
+            request_serializer=getattr(pb, found.input_type.name).SerializeToString,
+            response_deserializer=getattr(pb, found.output_type.name).FromString,
+        )
+
+    def _explain(self, error: grpc.RpcError) -> PkmError:
+        code, said = error.code(), error.details()
+        kind = _ERRORS.get(code, ServiceError)
+        if kind is ServerUnreachableError:
+            return kind(
+                f"The service at {self._server} does not answer; is it running, and is that its address?"
+            )
+        return kind(said)
