@@ -84,16 +84,17 @@ class JobDatabase:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._writing = threading.Lock()
         self._reading = threading.local()
-        self._readers: list[sqlite3.Connection] = []
         self.on_change: Callable[[int], None] = lambda number: None
         self._writer = self._connect()
         migrate(self._writer, path)
 
     def close(self) -> None:
-        """Let another service have it."""
+        """Let another service have it.
+
+        Threads that are reading read to the end: their connections close when they are let go.
+        """
         with self._writing:
-            for connection in (*self._readers, self._writer):
-                connection.close()
+            self._writer.close()
         os.close(self._lock_file)
 
     # ---- what people do ------------------------------------------------------------------------------------------
@@ -248,8 +249,6 @@ class JobDatabase:
         connection: sqlite3.Connection | None = getattr(self._reading, "connection", None)
         if connection is None:
             connection = self._reading.connection = self._connect()
-            with self._writing:
-                self._readers.append(connection)
         return connection
 
     @contextmanager

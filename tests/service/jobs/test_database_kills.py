@@ -64,3 +64,10 @@ def jobs_by_request(database: JobDatabase) -> dict[int, KeptJob]:
     while page := database.newest(before=jobs[-1].number if jobs else None):
         jobs += page
     return {int(requests[job.id].removeprefix("r")): job for job in jobs}
+
+
+def test_a_database_may_be_closed_while_threads_read_it(tmp_path: Path) -> None:
+    """A connection that is closed under a reading thread ends the process: so this is tried in another one."""
+    command = [sys.executable, "-m", "tests.service.jobs.closing", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
