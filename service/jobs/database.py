@@ -19,7 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from memory_store.errors import UsageError
 from service.jobs.demand import Demand
@@ -46,6 +49,8 @@ _COLUMNS = (
     "number, id, tenant, name, priority, demand, state, reason, wanted, attempt, "
     "submitted_at, changed_at, started_at, ended_at"
 )
+_COLUMN_NAMES = _COLUMNS.split(", ")
+_Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,8 @@ class JobDatabase:
         """
         # One query a state, each read along an index: all of them in one would sort every job there is.
         pages = [self._page(tenant, state, name, before, limit) for state in dict.fromkeys(states) or (None,)]
-        newest_first = heapq.merge(*pages, key=lambda job: -job.number)
-        return [job for job, _ in zip(newest_first, range(limit), strict=False)]
+        newest_first = heapq.merge(*pages, key=lambda row: -row[0])
+        return [_job_of(row) for row in islice(newest_first, limit)]
 
     def in_line(self, limit: int = PAGE_MAX) -> list[KeptJob]:
         """The queued jobs in the order in which they are to be started: by priority, then first come, first served."""
@@ -308,7 +313,7 @@ class JobDatabase:
 
     def _page(
         self, tenant: str | None, state: JobState | None, name: str | None, before: int | None, limit: int
-    ) -> list[KeptJob]:
+    ) -> list[_Row]:
         given = {"tenant = ?": tenant, "state = ?": state, "name = ?": name, "number < ?": before}
         conditions = {condition: value for condition, value in given.items() if value is not None}
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -316,7 +321,7 @@ class JobDatabase:
             f"SELECT {_COLUMNS} FROM jobs {where} ORDER BY number DESC LIMIT ?",
             (*conditions.values(), min(limit, PAGE_MAX)),
         )
-        return [_job_of(row) for row in rows]
+        return rows.fetchall()
 
 
 def _lock(path: Path) -> int:
@@ -336,8 +341,14 @@ def _new_id() -> str:
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH))
 
 
-def _job_of(row: tuple[object, ...]) -> KeptJob:
-    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    values["demand"] = Demand.model_validate_json(str(values["demand"]))
-    values["state"] = JobState(str(values["state"]))
-    return KeptJob(**values)  # type: ignore[arg-type]  # the table is STRICT
+def _job_of(row: _Row) -> KeptJob:
+    values = dict(zip(_COLUMN_NAMES, row, strict=True))
+    values["demand"] = _demand(values["demand"])
+    values["state"] = JobState(values["state"])
+    return KeptJob(**values)
+
+
+@lru_cache(maxsize=1024)
+def _demand(text: str) -> Demand:
+    """Many jobs ask for the same."""
+    return Demand.model_validate_json(text)
