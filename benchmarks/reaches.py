@@ -13,8 +13,9 @@ import numpy as np
 import ray
 
 from benchmarks.peer_table import Addresses, Floats, Offsets, PeerConnection, start_peer_table
+from benchmarks.placed_shards import placed_shards
 from memory_store import messages as m
-from memory_store.actor import ShardGroup, start_shards
+from memory_store.actor import ShardGroup
 from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.kernels import gather_rows, pool_rows
 from memory_store.mapped_shards import map_shards
@@ -37,24 +38,23 @@ class Reach(NamedTuple):
 def reaches(spec: TableSpec, rows_max: int) -> Iterator[dict[str, Reach]]:
     """All ways by name, with the shard and the peer running while the block does; Ray must run."""
     peer = start_peer_table(spec, rows_max)  # comes up while the shard does
-    shards = start_shards("benchmark-transport", [spec], 1)
-    connection = PeerConnection(ray.get(peer.listen.remote()), rows_max, spec.dim)
-    carrier = _connected(shards.group)
-    narrow = _connected(shards.group, wire="bfloat16")
-    try:
-        found = {"grpc": _by_message(carrier, spec), "ray actor": _by_ray(peer)}
-        found["grpc bfloat16"] = _by_message(narrow, spec)
-        found["tcp"] = Reach(connection.gather, connection.pool)
-        in_place = _in_place(carrier, spec, rows_max)
-        if in_place is not None:
-            found["shared memory"] = in_place
-        yield found
-    finally:
-        connection.close()
-        carrier.close()
-        narrow.close()
-        ray.kill(peer)
-        shards.stop()
+    with placed_shards("benchmark-transport", [spec], 1) as shards:
+        connection = PeerConnection(ray.get(peer.listen.remote()), rows_max, spec.dim)
+        carrier = _connected(shards.group)
+        narrow = _connected(shards.group, wire="bfloat16")
+        try:
+            found = {"grpc": _by_message(carrier, spec), "ray actor": _by_ray(peer)}
+            found["grpc bfloat16"] = _by_message(narrow, spec)
+            found["tcp"] = Reach(connection.gather, connection.pool)
+            in_place = _in_place(carrier, spec, rows_max)
+            if in_place is not None:
+                found["shared memory"] = in_place
+            yield found
+        finally:
+            connection.close()
+            carrier.close()
+            narrow.close()
+            ray.kill(peer)
 
 
 def _connected(group: ShardGroup, wire: WireType = "float32") -> GrpcCarrier:

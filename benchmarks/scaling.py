@@ -24,9 +24,10 @@ from benchmarks.bags import Bags
 from benchmarks.embedded_ray import embedded_ray
 from benchmarks.machine import available_bytes, resident_bytes, this_machine
 from benchmarks.measuring import paired_seconds
+from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
-from memory_store.actor import RunningShards, start_shards
+from memory_store.actor import RunningShards
 from memory_store.client import StoreClient, TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
 from workers.product_keys import ProductKeys
@@ -171,14 +172,11 @@ def _measure_shards(recorder: Recorder, size: ScalingSize, shards: int) -> None:
 @contextmanager
 def _running(specs: list[TableSpec], shards: int) -> Iterator[tuple[RunningShards, StoreClient]]:
     """Tables in shard processes, with this process as their only writer."""
-    running = start_shards(f"benchmark-{specs[0].rows}-rows-{shards}-shards", specs, shards)
-    try:
+    with placed_shards(f"benchmark-{specs[0].rows}-rows-{shards}-shards", specs, shards) as running:
         store = running.group.connect()
         store.take_over()
         yield running, store
         store.close()
-    finally:
-        running.stop()
 
 
 def _step(store: StoreClient, bags: Bags) -> None:

@@ -1,4 +1,4 @@
-"""Shards as Ray actors: one named actor per shard, in one placement group, started again by Ray when it dies.
+"""Shards as Ray actors: one named actor per shard, in the placement group of its job, started again by Ray when it dies.
 
 Ray places, names and restarts the processes; row payloads never pass through it. Each actor serves its shard over gRPC
 on a port of its own, and tells that binding to whoever looks it up by name. An actor that Ray has started again recovers
@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from memory_store.carriers.grpc_server import ShardServer
@@ -32,7 +32,7 @@ from memory_store.table import part_bytes
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
-NAMESPACE = "pkm"
+NAMESPACE = "pkm"  # of the actors of a job that has a Ray for itself
 PROCESS_BYTES = 400 << 20  # interpreter, Ray, Arrow and the kernels, besides the table
 START_TIMEOUT_S = 120.0
 
@@ -76,6 +76,7 @@ class ShardGroup:
     job: str
     shards: int
     token: str
+    namespace: str = NAMESPACE
 
     def actor_name(self, shard: int) -> str:
         return f"{self.job}-shard-{shard}"
@@ -86,7 +87,7 @@ class ShardGroup:
         Raises StoreError if it does not come up in time.
         """
         try:
-            actor = ray.get_actor(self.actor_name(shard), namespace=NAMESPACE)
+            actor = ray.get_actor(self.actor_name(shard), namespace=self.namespace)
             answer: Any = ray.get(actor.binding.remote(), timeout=timeout_s)
         except (ValueError, ray.exceptions.RayError) as error:
             raise StoreError(
@@ -120,64 +121,51 @@ class RunningShards:
 
     group: ShardGroup
     actors: list[Any]
-    placement: PlacementGroup
 
     def stop(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
-        remove_placement_group(self.placement)
+
+
+def shard_bundles(specs: Sequence[TableSpec], shards: int) -> list[dict[str, float]]:
+    """What each shard asks of its host: a CPU, and the memory of its part of the tables."""
+    rows = Placement.even(shards)
+    tables = [sum(sum(part_bytes(spec, rows, shard)) for spec in specs) for shard in range(shards)]
+    return [{"CPU": 1.0, "memory": float(PROCESS_BYTES + table)} for table in tables]
 
 
 def start_shards(
     job: str,
     specs: Sequence[TableSpec],
     shards: int,
+    place: PlacementGroup,
     *,
-    cpus_per_shard: float = 1.0,
+    namespace: str = NAMESPACE,
     logs: Path | None = None,
 ) -> RunningShards:
-    """Start the shards of a job, spread over hosts, each with the memory that its part of the tables needs.
+    """Start the shards of a job in the first bundles of its `place`, which are those of `shard_bundles`.
 
     With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it.
-
-    Raises StoreError if the cluster has no room for them, with the numbers.
     """
-    placement_of_rows = Placement.even(shards)
-    sizes = [
-        PROCESS_BYTES + sum(sum(part_bytes(spec, placement_of_rows, shard)) for spec in specs)
-        for shard in range(shards)
-    ]
-    bundles = placement_group(
-        [{"CPU": cpus_per_shard, "memory": float(size)} for size in sizes],
-        strategy="SPREAD",
-        name=f"{job}-shards",
-    )
-    if not bundles.wait(START_TIMEOUT_S):
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        remove_placement_group(bundles)
-        raise StoreError(
-            f"The cluster has no room for {shards} shards of {max(sizes) / 2**30:.2f} GiB and {cpus_per_shard:g} CPU "
-            f"each: free are {free.get('memory', 0) / 2**30:.2f} GiB and {free.get('CPU', 0):g} CPU. "
-            "Use fewer sub-keys, or more hosts."
-        )
-    group = ShardGroup(job, shards, secrets.token_hex(32))
+    bundles = shard_bundles(specs, shards)
+    group = ShardGroup(job, shards, secrets.token_hex(32), namespace)
     actor_class = ray.remote(ShardActor)
     actors: list[Any] = [
         actor_class.options(
             name=group.actor_name(shard),
-            namespace=NAMESPACE,
-            num_cpus=cpus_per_shard,
-            memory=sizes[shard],
+            namespace=namespace,
+            num_cpus=bundles[shard]["CPU"],
+            memory=bundles[shard]["memory"],
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=4,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=shard),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=shard),
             runtime_env={"env_vars": kernel_environment(shards)},
         ).remote(tuple(specs), shards, shard, group.token, logs)
         for shard in range(shards)
     ]
     ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)
-    return RunningShards(group, actors, bundles)
+    return RunningShards(group, actors)
 
 
 def kernel_environment(shards: int) -> dict[str, str]:

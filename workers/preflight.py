@@ -14,12 +14,7 @@ from workers.job_spec import JobSpec
 
 def check_job(job: JobSpec) -> None:
     """Raises UsageError for a job that can't run on this machine."""
-    tokens = open_corpus(job.data.corpus).tokens("train").size
-    if tokens <= job.data.sequence_length:
-        raise UsageError(
-            f"The training text of {job.data.corpus} has {tokens} tokens, fewer than one sequence of "
-            f"{job.data.sequence_length}; give more text or shorter sequences."
-        )
+    check_corpus(job)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if job.table_bytes() > memory_bytes:
         raise UsageError(
@@ -29,6 +24,16 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
+
+
+def check_corpus(job: JobSpec) -> None:
+    """Raises UsageError for a job without a text to train on."""
+    tokens = open_corpus(job.data.corpus).tokens("train").size
+    if tokens <= job.data.sequence_length:
+        raise UsageError(
+            f"The training text of {job.data.corpus} has {tokens} tokens, fewer than one sequence of "
+            f"{job.data.sequence_length}; give more text or shorter sequences."
+        )
 
 
 def _check_cuda(job: JobSpec) -> None:

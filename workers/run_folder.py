@@ -34,6 +34,7 @@ class RunFolder:
         self.access_map_path = self.path / "access-map.arrow"
         self.beats_path = self.path / "beats"
         self.move_path = self.path / "move.json"
+        self.halt_path = self.path / "halt.json"
         self.pause_path = self.path / "pause.json"
         self.failure_path = self.path / "failure.json"
         self.plots_path = self.path / "plots"

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from memory_store.cuts import complete_cuts, cut_step
 from memory_store.durable_files import replace_file
 from memory_store.errors import StoreError, UsageError, error_named
+from workers.driver import HALTED
 from workers.events import count_events, tell
 from workers.job_spec import JobSpec
 from workers.leftovers import MARK, end_leftovers
@@ -29,9 +30,17 @@ _END_S = 20.0
 
 
 def train(
-    job: JobSpec, run: RunFolder, *, resume: bool = False, on_progress: Callable[[Progress], None]
-) -> Report:
+    job: JobSpec,
+    run: RunFolder,
+    *,
+    resume: bool = False,
+    cluster: str | None = None,
+    on_progress: Callable[[Progress], None],
+) -> Report | None:
     """Train `job`, which `run` holds; with `resume` go on from its last cut. Blocks until the end, and returns the report.
+
+    With `cluster`, a name that no other job has, on the Ray cluster in whose environment this process is. None if somebody
+    has stopped the job (halt.py).
 
     Raises what the driver has raised: UsageError, CutError, StoreError; and StoreError if it dies again and again without
     a new cut. UsageError if the run is being trained already.
@@ -39,7 +48,7 @@ def train(
     begun = time.time()
     restarts = in_vain = reached = 0
     with _alone(run):
-        while (status := _run_driver(run, resume, on_progress)) < 0:
+        while (status := _run_driver(run, resume, cluster, on_progress)) < 0:
             end_leftovers(run.path)
             cuts = complete_cuts(run.cuts_path)
             before, reached = reached, cut_step(cuts[-1]) if cuts else 0
@@ -54,6 +63,8 @@ def train(
                     f"The driver of {run.path} was killed {in_vain} times without a new cut (signal {-status}); "
                     "look for what kills it, memory most likely."
                 )
+    if status == HALTED:
+        return None
     if status:
         raise _failure(run, status)
     report = Report.model_validate_json(run.report_path.read_text(encoding="utf-8"))
@@ -91,13 +102,19 @@ def _alone(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _run_driver(run: RunFolder, resume: bool, on_progress: Callable[[Progress], None]) -> int:
+def _run_driver(
+    run: RunFolder, resume: bool, cluster: str | None, on_progress: Callable[[Progress], None]
+) -> int:
     """Run a driver to its end; returns its exit status, negative for a signal."""
     run.failure_path.unlink(missing_ok=True)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "workers.driver", str(run.path), str(writing)]
+    if resume:
+        command.append("--resume")
+    if cluster is not None:
+        command += ["--cluster", cluster]
     driver = subprocess.Popen(
-        [*command, "--resume"] if resume else command,
+        command,
         stdin=subprocess.PIPE,
         pass_fds=[writing],
         env=os.environ | {MARK: str(run.path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -1,8 +1,8 @@
 """Running a job: shards, trainers, and the report at the end.
 
-Unless `store.carrier` is in_process, the shards are Ray actors and the trainers a Ray Train worker group, on the cluster this
-process is connected to or on an embedded one that is started here. Ray Train restarts the group when a trainer or a
-shard fails; the trainers then go on from the last cut. With `in_process` the only trainer and its shards run right here,
+Unless `store.carrier` is in_process, the shards and the trainers are Ray actors, on a cluster that the job shares with
+others or on an embedded one that is started here. When a trainer fails, or a shard without a log, all trainers are started
+again (trainer_actors.py) and go on from the last cut. With `in_process` the only trainer and its shards run right here,
 without Ray.
 """
 
@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import ray
 import torch
 
-from memory_store.actor import ShardGroup, start_shards
+from memory_store.actor import ShardGroup
 from memory_store.client import StoreClient
 from memory_store.cuts import complete_cuts, cut_step
 from memory_store.durable_files import replace_file
@@ -29,7 +31,6 @@ from memory_store.errors import (
     CutError,
     NonFiniteGradientError,
     PkmError,
-    StoreError,
     UsageError,
     error_named,
 )
@@ -39,20 +40,19 @@ from workers.heartbeat import At, Heartbeat, unnoticed
 from workers.job_spec import JobSpec
 from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
-from workers.preflight import check_job
+from workers.preflight import check_corpus, check_job
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, Progress, Report, last_record, read_records
 from workers.run_folder import RunFolder
 from workers.training import Trainer
 from workers.training_cut import latest_cut
 
-RESTARTS_MAX = 100
 _POLL_S = 0.5
 _RECENT_LINES = 40
 ATTEMPTS_IN_VAIN_MAX = 5
+_PLACE_TIMEOUT_S = 120.0
 _EVALUATION = "evaluation.json"
 _ATTEMPTS = "attempts.json"
-_embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 # These would only come again after a restart.
 _FINAL_ERRORS = (UsageError, CutError, NonFiniteGradientError)
@@ -67,27 +67,39 @@ class _Outcome:
 
 
 def train(
-    job: JobSpec, run: RunFolder, *, resume: bool = False, on_progress: Callable[[Progress], None]
-) -> Report:
+    job: JobSpec,
+    run: RunFolder,
+    *,
+    resume: bool = False,
+    cluster: str | None = None,
+    on_progress: Callable[[Progress], None],
+) -> Report | None:
     """Train a job in its run folder, and write its report and plots. Blocks until the end.
 
     `run` must hold the job already (`RunFolder.create`); with `resume` it may have been changed since, and the run goes on
-    from its last cut. Raises UsageError for what is wrong with the job or its data, CutError for a damaged cut, StoreError
-    if shards or trainers fail for good.
+    from its last cut. With `cluster`, a name that no other job has, the job runs on the Ray cluster in whose environment
+    this process is, waiting there for its place. None if somebody has stopped the job (halt.py).
+
+    Raises UsageError for what is wrong with the job or its data, CutError for a damaged cut, StoreError if shards or
+    trainers fail for good.
     """
     begun = time.time()
-    check_job(job)
+    if cluster is None:
+        check_job(job)
+    else:
+        check_corpus(job)
     if resume:
         latest_cut(run.cuts_path)
     on_progress(Progress("starting", 0, job.train.steps))
     run.failure_path.unlink(missing_ok=True)
     with _reporting(job, run, on_progress):
         if job.store.carrier == "in_process":
-            outcome: _Outcome | None = _train_here(job, run)
+            outcome = _train_here(job, run)
         else:
-            while (outcome := _train_on_ray(job, run)) is None:
-                job = _after_move(job, run)
-    assert outcome is not None, "only shards of their own can be moved"
+            while (outcome := _train_on_ray(job, run, cluster)) is None and not run.halt_path.exists():
+                job = _after_move(job, run, cluster)
+    if outcome is None:
+        return None
     report = _report(job, run, outcome, begun)
     replace_file(run.report_path, report.model_dump_json(indent=2).encode() + b"\n")
     return report
@@ -122,62 +134,70 @@ def _device(job: JobSpec) -> torch.device:
 # ---- on Ray ------------------------------------------------------------------------------------------------------
 
 
-def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
-    """Train to the end, or (None) until the job is to have other shards or trainers."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+def _train_on_ray(job: JobSpec, run: RunFolder, cluster: str | None) -> _Outcome | None:
+    """Train to the end, or (None) until the job is to stop, or to have other shards or trainers."""
+    from ray.util.placement_group import remove_placement_group
 
+    from memory_store.actor import NAMESPACE, start_shards
+    from workers import ray_cluster
+    from workers.trainer_actors import run_trainers
     from workers.watch import Watch
 
-    processes = _processes(job)
-    start_embedded_ray(processes)
-    _check_room(processes)
+    if cluster is None:
+        ray_cluster.start_embedded_ray(ray_cluster.processes(job))
+        ray_cluster.check_room(ray_cluster.processes(job))
+    elif not ray.is_initialized():
+        ray_cluster.join_cluster(cluster)
     for leftover in (run.path / _ATTEMPTS, run.path / _EVALUATION):
         leftover.unlink(missing_ok=True)
     # A log serves the shards of one start of the job: what was before is in the cuts.
     shutil.rmtree(run.logs_path, ignore_errors=True)
-    logs = run.logs_path if job.store.durability == "log" else None
-    shards = start_shards(job.name, job.tables(), job.store.shards, logs=logs) if job.memory else None
-    threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "job": job.model_dump_json(),
-            "run": str(run.path),
-            "shards": shards.group if shards else None,
-        },
-        scaling_config=ScalingConfig(num_workers=job.train.trainers, use_gpu=_device(job).type == "cuda"),
-        run_config=RunConfig(
-            name=job.name,
-            storage_path=str(run.path / "ray"),
-            failure_config=FailureConfig(max_failures=RESTARTS_MAX),
-            worker_runtime_env={  # type: ignore[call-arg]  # of the class Ray really uses
-                "env_vars": {
-                    "OMP_NUM_THREADS": threads,
-                    "NUMBA_NUM_THREADS": threads,
-                    "OMP_WAIT_POLICY": "PASSIVE",
-                }
-            },
-        ),
-    )
     shutil.rmtree(run.beats_path, ignore_errors=True)
     run.beats_path.mkdir()
-    watch = Watch(
-        shards.group if shards else None,
-        run.beats_path,
-        job.train.silent_after,
-        lambda what: tell(run.events_path, "silent", _last_step(run), what),
+    # On a cluster a job has the GPUs that it asks for by name: nobody has kept others for it.
+    gpus = job.train.device == "cuda" if cluster is not None else _device(job).type == "cuda"
+    namespace = cluster or NAMESPACE
+    place = ray_cluster.place(
+        job,
+        namespace,
+        gpus=gpus,
+        timeout_s=_PLACE_TIMEOUT_S if cluster is None else math.inf,
+        given_up=run.halt_path.exists,
     )
+    if place is None:
+        return None
+    shards = watch = None
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise StoreError(
-            f"The trainers failed more than {RESTARTS_MAX} times; the last failure: {error}"
-        ) from error
+        if job.memory:
+            logs = run.logs_path if job.store.durability == "log" else None
+            shards = start_shards(
+                job.name, job.tables(), job.store.shards, place, namespace=namespace, logs=logs
+            )
+        group = shards.group if shards else None
+        watch = Watch(
+            group,
+            run.beats_path,
+            job.train.silent_after,
+            lambda what: tell(run.events_path, "silent", _last_step(run), what),
+        )
+        threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
+        run_trainers(
+            partial(_train_worker, job.model_dump_json(), str(run.path), group),
+            job.train.trainers,
+            place,
+            gpus=gpus,
+            environment={
+                "OMP_NUM_THREADS": threads,
+                "NUMBA_NUM_THREADS": threads,
+                "OMP_WAIT_POLICY": "PASSIVE",
+            },
+        )
     finally:
-        watch.stop()
+        if watch is not None:
+            watch.stop()
         if shards is not None:
             shards.stop()
+        remove_placement_group(place)
         for leftover in (run.logs_path, run.beats_path):
             shutil.rmtree(leftover, ignore_errors=True)
     if run.failure_path.is_file():
@@ -189,14 +209,17 @@ def _train_on_ray(job: JobSpec, run: RunFolder) -> _Outcome | None:
     return _Outcome(EvaluationReport.model_validate(done["evaluation"]), done["dense_parameters"])
 
 
-def _after_move(job: JobSpec, run: RunFolder) -> JobSpec:
+def _after_move(job: JobSpec, run: RunFolder, cluster: str | None) -> JobSpec:
     """The job as it goes on from the cut that was written for a move; as before, where there is no room for that."""
+    from workers import ray_cluster
+
     move = wanted_move(run)
     if move is not None and (move.shards, move.trainers) != (job.store.shards, job.train.trainers):
         try:
             wanted = moved(job, move)
-            _make_room(_processes(wanted))
-            _check_room(_processes(wanted))
+            if cluster is None:
+                ray_cluster.make_room(ray_cluster.processes(wanted))
+            ray_cluster.check_room(ray_cluster.processes(wanted))
             run.save_job(wanted)
             job = wanted
         except UsageError as error:
@@ -212,71 +235,17 @@ def _last_step(run: RunFolder) -> int:
     return record.step if record is not None else 0
 
 
-def _processes(job: JobSpec) -> int:
-    return job.train.trainers + (job.store.shards if job.memory else 0)
-
-
-def start_embedded_ray(processes: int) -> None:
-    """Start a Ray for this process alone, with room for `processes` shards and trainers, unless there is one."""
-    import ray
-
-    global _embedded_for
-    if ray.is_initialized():
-        return
-    _embedded_for = max(os.cpu_count() or 1, processes)
-    # Shards hold state: they must not run at lower priority than others, nor be the first to be killed. (Ray turns
-    # its token authentication on by itself for a cluster started here.)
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",  # not one that others have started on this machine
-        num_cpus=_embedded_for,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=100 << 20,
-    )
-
-
-def _make_room(processes: int) -> None:
-    """Replace a Ray that was started here, on which nothing runs now, by one for more processes, if they are more."""
-    import ray
-
-    if 0 < _embedded_for < processes:
-        ray.shutdown()
-        start_embedded_ray(processes)
-
-
-def _check_room(processes: int) -> None:
-    """Raises UsageError if the cluster could never run all `processes`, for which Ray Train would wait without end."""
-    import ray
-
-    cpus: float = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    if cpus < processes:
-        raise UsageError(
-            f"The job's shards and trainers are {processes} processes of one CPU each, and the Ray cluster has "
-            f"{cpus:g} CPUs; use fewer store.shards or train.trainers, or more hosts."
-        )
-
-
-def _train_worker(config: dict[str, object]) -> None:
-    """What each trainer process runs; Ray Train calls it again in a new process after a failure."""
-    import ray
-    import ray.train
-
-    job = JobSpec.model_validate_json(str(config["job"]))
-    run = RunFolder(Path(str(config["run"])))
+def _train_worker(job_text: str, run_path: str, group: ShardGroup | None, ranks: Ranks) -> None:
+    """What each trainer process runs; again in a new process after a failure."""
+    job = JobSpec.model_validate_json(job_text)
+    run = RunFolder(Path(run_path))
     if run.failure_path.exists():
         return
-    context = ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), _device(job))
     heartbeat = Heartbeat(run.beats_path, ranks.rank, ray.get_runtime_context().get_node_id())
     attempts = _count_attempt(run) if ranks.leads else None
-    group = config["shards"]
     try:
         store = None
-        if isinstance(group, ShardGroup):
+        if group is not None:
             store = group.connect(
                 lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
             )
@@ -340,7 +309,8 @@ def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], N
             over = stop.wait(_POLL_S)
             for event in read_events(run.events_path, seen):
                 seen = math.nextafter(event.time, math.inf)
-                on_progress(Progress("training", event.step, job.train.steps, news=event.message))
+                phase = "recovering" if event.kind in ("restart", "silent") else "training"
+                on_progress(Progress(phase, event.step, job.train.steps, news=event.message))
             record = last_record(run.metrics_path)
             if record is None or record.step == told:
                 continue

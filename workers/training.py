@@ -28,6 +28,7 @@ from workers.corpus import Corpus, open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
+from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
 from workers.metrics_log import MetricsLog
@@ -43,6 +44,7 @@ MAP_SIDE_MAX = 512
 USAGE_WINDOW_STEPS = 100
 USAGE_EVERY_STEPS = 20
 SKIPPED_IN_A_ROW_MAX = 25
+HALT_AGAIN_S = 30.0
 
 
 class _Loss(nn.Module):
@@ -85,15 +87,16 @@ class Trainer:
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
         self.step = 0
         self._skipped_in_a_row = 0
-        self._move_wanted = False
+        self._stop_wanted = False
+        self._halt_not_before = 0.0
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
     def train(self) -> EvaluationReport | None:
         """Train from the last cut, or from the start, to the last step; then evaluate on the test text.
 
-        None if somebody wants the job to have other shards or trainers: it is to be started again with them, from the
-        cut that has just been written.
+        None if somebody wants the job to stop (halt.py), or to have other shards or trainers (move.py): a cut has just
+        been written, from which it can go on.
         """
         self._start()
         train, ranks = self.job.train, self.ranks
@@ -104,7 +107,7 @@ class Trainer:
             if ranks.leads:
                 self.metrics.append(record)
                 self._end_pause()
-            if self._move_wanted and self.step < train.steps and self._cut_to_move():
+            if self._stop_wanted and self.step < train.steps and self._cut_to_stop():
                 return None
             if self.step % train.cut_every == 0 or self.step == train.steps:
                 self._cut()
@@ -168,9 +171,9 @@ class Trainer:
 
         self.step += 1
         self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")
-        wanted = float(ranks.leads and self.run.move_path.exists())
+        wanted = float(ranks.leads and self._sees_stop())
         loss_total, wanted = ranks.sum(loss_sum, wanted)
-        self._move_wanted = bool(wanted)
+        self._stop_wanted = bool(wanted)
         seconds = time.perf_counter() - begun
         return StepRecord(
             step=self.step,
@@ -311,17 +314,33 @@ class Trainer:
             figures["validation_kl"] = fmean(table.kl_to_uniform for table in tables)
         return record.model_copy(update=figures)
 
-    def _cut_to_move(self) -> bool:
-        """Stop here and write a cut; whether that was possible."""
-        if self.ranks.leads:
+    def _sees_stop(self) -> bool:
+        if self.run.move_path.exists():
+            return True
+        return self.run.halt_path.exists() and time.monotonic() >= self._halt_not_before
+
+    def _cut_to_stop(self) -> bool:
+        """Write a cut to stop here; whether that is to be."""
+        halt = wanted_halt(self.run.halt_path) if self.ranks.leads else None
+        if halt is None and self.ranks.leads:
             begin_pause(self.run.pause_path, self.step)
         self._cut()
-        written = bool(self.ranks.from_leader(int(self.cuts.finish()) if self.ranks.leads else 0))
-        if not written and self.ranks.leads:
+        stops = False
+        if self.ranks.leads:
+            written = self.cuts.finish()
+            stops = written or (halt is not None and halt.purpose == "cancel")
+            if not stops:
+                self._goes_on(halt)
+        return bool(self.ranks.from_leader(int(stops)))
+
+    def _goes_on(self, halt: Halt | None) -> None:
+        """The cut to stop at could not be written."""
+        if halt is None:
             self.run.move_path.unlink(missing_ok=True)
             self.run.pause_path.unlink(missing_ok=True)
             tell(self.run.events_path, "reshard", self.step, "The job was not moved: the cut for it failed.")
-        return written
+        else:
+            self._halt_not_before = time.monotonic() + HALT_AGAIN_S
 
     def _end_pause(self) -> None:
         """The first step after a move tells what that has cost; not one after a death on the way to it."""

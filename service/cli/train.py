@@ -74,6 +74,11 @@ def train(
     except KeyboardInterrupt:
         console.print(f"Go on later with: pkm train --resume {folder.path}", markup=False, soft_wrap=True)
         raise
+    if report is None:
+        console.print(
+            f"Stopped after a cut. Go on with: pkm train --resume {folder.path}", markup=False, soft_wrap=True
+        )
+        return
     if json:
         print_json(report)
     else:

@@ -11,7 +11,7 @@ import psutil
 
 from workers.leftovers import MARK
 
-TITLES = {"shard": "ray::ShardActor", "trainer": "ray::RayTrainWorker", "driver": "workers.driver"}
+TITLES = {"shard": "ray::ShardActor", "trainer": "ray::TrainerActor", "driver": "workers.driver"}
 
 
 def victims(run: Path, kind: str) -> list[psutil.Process]:

@@ -118,7 +118,7 @@ class Run:
                 writer.begin(writer.train(first))
 
     def writer_failed(self, error: PkmError) -> None:
-        """All writers are started again, as Ray Train does it.
+        """All writers are started again, as the driver does it.
 
         With a log there must be a reason: a deadline that came too early, or another group that has taken over. The real
         deadline is far behind the last fault, so that only a request that got lost can meet it.

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from tests.small_job import small_corpus
-from workers.trainer_group import start_embedded_ray
+from workers.ray_cluster import start_embedded_ray
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One embedded Ray for all tests that need it, started as `pkm train` starts it."""
-    start_embedded_ray(processes=5)
+    start_embedded_ray(room=5)
     yield
     ray.shutdown()

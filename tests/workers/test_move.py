@@ -90,12 +90,12 @@ def test_a_move_for_which_there_is_no_room_leaves_the_job_where_it_is(corpus: Pa
         except UsageError as error:
             refused.append(str(error))
 
-    from workers import trainer_group
+    from workers import ray_cluster
 
     thread = threading.Thread(target=move_when_training)
     thread.start()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(trainer_group, "_embedded_for", 0)  # as on a cluster that others have started
+        patched.setattr(ray_cluster, "_embedded_for", 0)  # as on a cluster that others have started
         run_job(small_job(corpus, **settings, store__carrier="auto"), tmp_path / "moved")
     thread.join()
     assert "The job was not moved: The job's shards and trainers are 901 processes" in refused[0]

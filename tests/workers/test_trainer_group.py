@@ -81,7 +81,7 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
         shard = ray.get_actor("small-shard-1", namespace=NAMESPACE)
         kill(ray.get(shard.process_id.remote()))
         wait_for_steps(tmp_path / "killed", 120)
-        kill(only_process_named("RayTrainWorker"))
+        kill(only_process_named("TrainerActor"))
 
     thread = threading.Thread(target=kill_when_training)
     thread.start()
