@@ -7,6 +7,7 @@ its whole place or none of it, and two jobs never wait for each other's half.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 import ray
@@ -17,7 +18,7 @@ from memory_store.errors import StoreError, UsageError
 from workers.job_spec import JobSpec
 
 _OBJECT_STORE_BYTES = 100 << 20  # nothing that counts goes through it
-_LOOK_S = 0.5
+_LOOK_S = 1  # Ray knows whole seconds
 _embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 
@@ -88,13 +89,12 @@ def place(
     trainer = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
     bundles += [trainer] * job.train.trainers
     place: PlacementGroup = placement_group(bundles, strategy="SPREAD", name=namespace)
-    waited = 0.0
+    deadline = time.monotonic() + timeout_s
     while not place.wait(_LOOK_S):
-        waited += _LOOK_S
         if given_up():
             remove_placement_group(place)
             return None
-        if waited >= timeout_s:
+        if time.monotonic() > deadline:
             remove_placement_group(place)
             raise StoreError(_no_room(bundles))
     return place
