@@ -166,11 +166,121 @@ class WatchRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., changes_seen: _Optional[int] = ...) -> None: ...
 
 class WatchUpdate(_message.Message):
-    __slots__ = ("job", "changes", "changes_seen")
+    __slots__ = ("job", "changes", "changes_seen", "progress")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     CHANGES_SEEN_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     job: Job
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     changes_seen: int
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., changes_seen: _Optional[int] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., changes_seen: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("phase", "step", "steps", "loss", "tokens_per_second", "memory_usage", "seconds_left")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USAGE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    memory_usage: float
+    seconds_left: float
+    def __init__(self, phase: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., memory_usage: _Optional[float] = ..., seconds_left: _Optional[float] = ...) -> None: ...
+
+class LogsRequest(_message.Message):
+    __slots__ = ("id", "offset", "tail", "follow")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    offset: int
+    tail: int
+    follow: bool
+    def __init__(self, id: _Optional[str] = ..., offset: _Optional[int] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class LogPart(_message.Message):
+    __slots__ = ("text", "next_offset")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    text: bytes
+    next_offset: int
+    def __init__(self, text: _Optional[bytes] = ..., next_offset: _Optional[int] = ...) -> None: ...
+
+class MetricsRequest(_message.Message):
+    __slots__ = ("id", "after_step", "limit")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_STEP_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    after_step: int
+    limit: int
+    def __init__(self, id: _Optional[str] = ..., after_step: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class MetricsPage(_message.Message):
+    __slots__ = ("records", "more")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedScalarFieldContainer[str]
+    more: bool
+    def __init__(self, records: _Optional[_Iterable[str]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class Cut(_message.Message):
+    __slots__ = ("step", "written_at", "bytes")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_AT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    written_at: float
+    bytes: int
+    def __init__(self, step: _Optional[int] = ..., written_at: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class CutList(_message.Message):
+    __slots__ = ("cuts",)
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    cuts: _containers.RepeatedCompositeFieldContainer[Cut]
+    def __init__(self, cuts: _Optional[_Iterable[_Union[Cut, _Mapping]]] = ...) -> None: ...
+
+class ReshardRequest(_message.Message):
+    __slots__ = ("id", "shards", "trainers")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TRAINERS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    shards: int
+    trainers: int
+    def __init__(self, id: _Optional[str] = ..., shards: _Optional[int] = ..., trainers: _Optional[int] = ...) -> None: ...
+
+class ReshardAnswer(_message.Message):
+    __slots__ = ("shards", "trainers", "pause_seconds")
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TRAINERS_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    shards: int
+    trainers: int
+    pause_seconds: float
+    def __init__(self, shards: _Optional[int] = ..., trainers: _Optional[int] = ..., pause_seconds: _Optional[float] = ...) -> None: ...
+
+class ClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClusterAnswer(_message.Message):
+    __slots__ = ("hosts", "taken", "jobs_waiting", "jobs_active")
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    JOBS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    JOBS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    hosts: _containers.RepeatedCompositeFieldContainer[Resources]
+    taken: Resources
+    jobs_waiting: int
+    jobs_active: int
+    def __init__(self, hosts: _Optional[_Iterable[_Union[Resources, _Mapping]]] = ..., taken: _Optional[_Union[Resources, _Mapping]] = ..., jobs_waiting: _Optional[int] = ..., jobs_active: _Optional[int] = ...) -> None: ...

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 
 from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
+from service.jobs.demand import Resources
 from service.jobs.errors import (
     JobConflictError,
     NoSuchJobError,
@@ -34,12 +35,14 @@ from service.jobs.errors import (
 from service.jobs.job import Change, Job
 from service.jobs.states import JobState
 from service.jobs.tokens import bearer
-from service.jobs.wire import change_of, job_of, state_message
+from service.jobs.wire import change_of, job_of, progress_of, resources_of, state_message
 from workers.job_spec import JobSpec
+from workers.report import Progress, StepRecord
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
 _PAGE = 500
 _PAUSE_S = 0.5
+PATIENCE_S = 60.0
 _ERRORS: dict[grpc.StatusCode, type[PkmError]] = {
     grpc.StatusCode.NOT_FOUND: NoSuchJobError,
     grpc.StatusCode.FAILED_PRECONDITION: JobConflictError,
@@ -82,10 +85,39 @@ class JobDetails:
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """A job as it is, and the states it has come into since the update before."""
+    """A job as it is, the states it has come into since the update before, and how far it is while it has a process."""
 
     job: Job
     changes: tuple[Change, ...]
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A complete checkpoint; `written_at` in seconds since 1970."""
+
+    step: int
+    written_at: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a job trains now, and for how long it stood still on the way."""
+
+    shards: int
+    trainers: int
+    pause_seconds: float
+
+
+@dataclass(frozen=True)
+class ClusterLoad:
+    """What each host of the cluster has, and what jobs of all tenants have taken of that."""
+
+    hosts: tuple[Resources, ...]
+    taken: Resources
+    jobs_waiting: int
+    jobs_active: int
 
 
 class Client:
@@ -161,24 +193,91 @@ class Client:
         """Have a paused job go on. Raises NoSuchJobError, JobConflictError."""
         return job_of(self._ask("Resume", pb.AskRequest(id=job_id, reason=reason)))
 
-    def watch(self, job_id: str, patience_s: float = 60.0) -> Iterator[JobUpdate]:
-        """The job as it is, then again whenever it changes, until it has ended.
+    def metrics(self, job_id: str, after_step: int = 0) -> Iterator[StepRecord]:
+        """The figures of every step after `after_step`, asked for as they are read. Raises NoSuchJobError."""
+        while True:
+            page = self._ask("Metrics", pb.MetricsRequest(id=job_id, after_step=after_step))
+            for text in page.records:
+                record = StepRecord.model_validate_json(text)
+                after_step = record.step
+                yield record
+            if not page.more:
+                return
+
+    def cuts(self, job_id: str) -> tuple[Cut, ...]:
+        """The complete checkpoints of a job, oldest first. Raises NoSuchJobError."""
+        found = self._ask("Cuts", pb.JobRequest(id=job_id)).cuts
+        return tuple(Cut(cut.step, cut.written_at, cut.bytes) for cut in found)
+
+    def reshard(
+        self, job_id: str, shards: int | None = None, trainers: int | None = None, timeout_s: float = 600.0
+    ) -> Moved:
+        """Give a running job other numbers of shards and trainers, and wait until it trains there.
+
+        Raises NoSuchJobError, JobConflictError if it does not train, UsageError if it can't be moved there.
+        """
+        request = pb.ReshardRequest(id=job_id, shards=shards or 0, trainers=trainers or 0)
+        moved = self._ask("Reshard", request, timeout_s)
+        return Moved(moved.shards, moved.trainers, moved.pause_seconds)
+
+    def cluster(self) -> ClusterLoad:
+        """What the cluster has, and what is taken."""
+        found = self._ask("Cluster", pb.ClusterRequest())
+        hosts = tuple(map(resources_of, found.hosts))
+        return ClusterLoad(hosts, resources_of(found.taken), found.jobs_waiting, found.jobs_active)
+
+    def watch(self, job_id: str, patience_s: float = PATIENCE_S) -> Iterator[JobUpdate]:
+        """The job as it is, then again whenever it changes or gets on, until it has ended.
 
         A connection that is lost is made again, and no change told twice or left out. Raises NoSuchJobError;
         ServerUnreachableError if the service does not answer for `patience_s` seconds.
         """
         seen, told = 0, None
+
+        def request() -> Message:
+            return pb.WatchRequest(id=job_id, changes_seen=seen)
+
+        for update in self._stream("Watch", request, patience_s):
+            seen = update.changes_seen
+            progress = progress_of(update.progress) if update.HasField("progress") else None
+            found = JobUpdate(job_of(update.job), tuple(map(change_of, update.changes)), progress)
+            if told is None or found.changes or (found.job, progress) != (told.job, told.progress):
+                told = found  # a new connection begins with what is known
+                yield found
+
+    def logs(
+        self,
+        job_id: str,
+        *,
+        follow: bool = False,
+        offset: int | None = None,
+        tail: int | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> Iterator[bytes]:
+        """What the job's processes have printed, in parts: all, from a byte `offset` on, or the last `tail` lines.
+
+        With `follow`, until the job has ended; a connection that is lost is made again, and nothing told twice or left out.
+        Raises NoSuchJobError; ServerUnreachableError if the service does not answer for `patience_s` seconds.
+        """
+        heard = offset
+
+        def request() -> Message:
+            if heard is None and tail is not None:
+                return pb.LogsRequest(id=job_id, tail=tail, follow=follow)
+            return pb.LogsRequest(id=job_id, offset=heard or 0, follow=follow)
+
+        for part in self._stream("Logs", request, patience_s):
+            heard = part.next_offset
+            yield part.text
+
+    def _stream(self, method: str, request: Callable[[], Message], patience_s: float) -> Iterator[Any]:
+        """The answers to a request, which is made anew, from where it was, whenever the connection is lost."""
         heard = time.monotonic()
         while True:
             try:
-                for update in self._method("Watch")(
-                    pb.WatchRequest(id=job_id, changes_seen=seen), metadata=self._metadata
-                ):
-                    heard, seen = time.monotonic(), update.changes_seen
-                    found = JobUpdate(job_of(update.job), tuple(map(change_of, update.changes)))
-                    if found.job != told or found.changes:  # a new connection begins with what is known
-                        told = found.job
-                        yield found
+                for answer in self._method(method)(request(), metadata=self._metadata):
+                    heard = time.monotonic()
+                    yield answer
                 return
             except grpc.RpcError as error:
                 explained = self._explain(error)
@@ -186,9 +285,11 @@ class Client:
                     raise explained from None
             time.sleep(_PAUSE_S)
 
-    def _ask(self, method: str, request: Message) -> Any:
+    def _ask(self, method: str, request: Message, timeout_s: float | None = None) -> Any:
         try:
-            return self._method(method)(request, timeout=self._timeout_s, metadata=self._metadata)
+            return self._method(method)(
+                request, timeout=timeout_s or self._timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise self._explain(error) from None
 

@@ -66,26 +66,43 @@ def ask_to_move(run: RunFolder, move: Move, timeout_s: float) -> float:
 
     Raises UsageError if the job can't be moved there, StoreError if it has not been in time.
     """
-    job = run.load_job()
-    if job.store.carrier == "in_process":
-        raise UsageError(f"{run.path} trains with store.carrier in_process, which has no shards to move.")
-    moved(job, move)
-    asked = time.time()
-    replace_file(run.move_path, move.model_dump_json().encode())
+    asked = begin_move(run, move)
     while time.time() < asked + timeout_s:
-        for event in read_events(run.events_path, asked):
-            if event.kind == "reshard" and event.seconds is not None:
-                return event.seconds
-            if event.kind == "reshard":
-                raise UsageError(event.message)
-        if run.report_path.is_file() and run.report_path.stat().st_mtime > asked:
-            run.move_path.unlink(missing_ok=True)
-            raise UsageError(f"{run.path} has come to its end before it could be moved.")
+        pause = pause_of_move(run, asked)
+        if pause is not None:
+            return pause
         time.sleep(_POLL_S)
     raise StoreError(
         f"{run.path} has not moved within {timeout_s:g} s; it will as soon as it makes steps. See pkm train's output, "
         f"or remove {run.move_path} to leave it where it is."
     )
+
+
+def begin_move(run: RunFolder, move: Move) -> float:
+    """Want a running job to be moved; returns the time. Raises UsageError if the job can't be moved there."""
+    job = run.load_job()
+    if job.store.carrier == "in_process":
+        raise UsageError(f"The job {job.name!r} has store.carrier in_process, and so no shards to move.")
+    moved(job, move)
+    asked = time.time()
+    replace_file(run.move_path, move.model_dump_json().encode())
+    return asked
+
+
+def pause_of_move(run: RunFolder, asked: float) -> float | None:
+    """For how many seconds the training stood still for the move that was asked for then; None as long as it is not done.
+
+    Raises UsageError if the job was left where it was.
+    """
+    for event in read_events(run.events_path, asked):
+        if event.kind == "reshard" and event.seconds is not None:
+            return event.seconds
+        if event.kind == "reshard":
+            raise UsageError(event.message)
+    if run.report_path.is_file() and run.report_path.stat().st_mtime > asked:
+        run.move_path.unlink(missing_ok=True)
+        raise UsageError("The job has come to its end before it could be moved.")
+    return None
 
 
 def begin_pause(path: Path, step: int) -> None:

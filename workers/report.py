@@ -15,7 +15,8 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is now. `phase` is starting, training, evaluating or recovering; `news` is told once."""
+    """Where a run is now. `phase` is waiting (for a place on the cluster), starting, training, evaluating or
+    recovering; `news` is told once."""
 
     phase: str
     step: int

@@ -4,6 +4,7 @@ job.yaml         the job as it was resolved, defaults and overrides included
 metrics.jsonl    one line per step (report.py: StepRecord)
 events.jsonl     what else has happened: restarts, cuts that failed (events.py: Event)
 report.json      the figures of the finished run (report.py: Report)
+job.log          what the processes of the run printed, if a service runs it
 access-map.arrow how often each pair of sub-keys was used on held-out text
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
@@ -34,6 +35,7 @@ class RunFolder:
         self.access_map_path = self.path / "access-map.arrow"
         self.beats_path = self.path / "beats"
         self.move_path = self.path / "move.json"
+        self.log_path = self.path / "job.log"
         self.halt_path = self.path / "halt.json"
         self.pause_path = self.path / "pause.json"
         self.failure_path = self.path / "failure.json"

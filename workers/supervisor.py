@@ -48,6 +48,8 @@ def train(
     begun = time.time()
     restarts = in_vain = reached = 0
     with _alone(run):
+        if cluster is None:
+            run.halt_path.unlink(missing_ok=True)
         while (status := _run_driver(run, resume, cluster, on_progress)) < 0:
             end_leftovers(run.path)
             cuts = complete_cuts(run.cuts_path)

@@ -96,7 +96,9 @@ def train(
         if job.store.carrier == "in_process":
             outcome = _train_here(job, run)
         else:
-            while (outcome := _train_on_ray(job, run, cluster)) is None and not run.halt_path.exists():
+            while (
+                outcome := _train_on_ray(job, run, cluster, on_progress)
+            ) is None and not run.halt_path.exists():
                 job = _after_move(job, run, cluster)
     if outcome is None:
         return None
@@ -134,7 +136,9 @@ def _device(job: JobSpec) -> torch.device:
 # ---- on Ray ------------------------------------------------------------------------------------------------------
 
 
-def _train_on_ray(job: JobSpec, run: RunFolder, cluster: str | None) -> _Outcome | None:
+def _train_on_ray(
+    job: JobSpec, run: RunFolder, cluster: str | None, on_progress: Callable[[Progress], None]
+) -> _Outcome | None:
     """Train to the end, or (None) until the job is to stop, or to have other shards or trainers."""
     from ray.util.placement_group import remove_placement_group
 
@@ -157,6 +161,8 @@ def _train_on_ray(job: JobSpec, run: RunFolder, cluster: str | None) -> _Outcome
     # On a cluster a job has the GPUs that it asks for by name: nobody has kept others for it.
     gpus = job.train.device == "cuda" if cluster is not None else _device(job).type == "cuda"
     namespace = cluster or NAMESPACE
+    if cluster is not None:
+        on_progress(Progress("waiting", _last_step(run), job.train.steps))
     place = ray_cluster.place(
         job,
         namespace,
@@ -166,6 +172,7 @@ def _train_on_ray(job: JobSpec, run: RunFolder, cluster: str | None) -> _Outcome
     )
     if place is None:
         return None
+    on_progress(Progress("starting", _last_step(run), job.train.steps))
     shards = watch = None
     try:
         if job.memory:

@@ -18,23 +18,32 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
+from memory_store.cuts import MANIFEST, complete_cuts, cut_step
 from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
-from service.jobs.demand import Resources, check_ever_fits, demand_of
+from service.jobs.demand import Resources, check_ever_fits, demand_of, sum_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
+from service.jobs.folder import ServiceFolder
 from service.jobs.job import Change
-from service.jobs.states import ENDED, JobState
+from service.jobs.log_file import offset_of_tail, read_log
+from service.jobs.scheduling import Quotas
+from service.jobs.states import ENDED, WITH_DRIVER, JobState
 from service.jobs.tokens import Tokens
 from service.jobs.watchers import Watchers
-from service.jobs.wire import change_message, job_message, state_of
+from service.jobs.wire import change_message, job_message, progress_message, resources_message, state_of
 from workers.job_spec import JobSpec
+from workers.job_status import read_status
+from workers.move import Move, begin_move, moved, pause_of_move
+from workers.report import Progress, read_records
+from workers.run_folder import RunFolder
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
-SHARED = "shared"
 _PAGE = 100
 _PRIORITY_MAX = 100
 _REASON_MAX = 500
+_METRICS, _METRICS_MAX = 1000, 10_000
+_FOLLOW_EVERY_S = 0.5
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CODES: tuple[tuple[type[PkmError], grpc.StatusCode], ...] = (
     (NoSuchJobError, grpc.StatusCode.NOT_FOUND),
@@ -48,16 +57,26 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobApi:
-    """Answers from `database`. Corpora of jobs lie in the folder of their tenant or of all (SHARED) under `data`; `hosts`
-    gives what the hosts of the cluster have. Made in the event loop in which it answers.
+    """Answers from `database` and the run folders under `folders`; `hosts` gives what the hosts of the cluster have. Made in
+    the event loop in which it answers.
     """
 
     def __init__(
-        self, database: JobDatabase, tokens: Tokens, data: Path, hosts: Callable[[], Sequence[Resources]]
+        self,
+        database: JobDatabase,
+        tokens: Tokens,
+        folders: ServiceFolder,
+        hosts: Callable[[], Sequence[Resources]],
+        quotas: Quotas | None = None,
     ) -> None:
-        self._database, self._tokens, self._data, self._hosts = database, tokens, data, hosts
+        self._database, self._tokens, self._folders, self._hosts = database, tokens, folders, hosts
+        self._quotas = quotas or Quotas()
         self._watchers = Watchers()
         database.on_change = self._watchers.changed
+
+    def progressed(self, number: int) -> None:
+        """The job of this number has got on; from any thread."""
+        self._watchers.changed(number)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All calls, as a server takes them. Each has the method here that bears its name."""
@@ -93,6 +112,7 @@ class JobApi:
         self._check_corpus(Path(spec.data.corpus), tenant)
         demand = demand_of(spec)
         check_ever_fits(demand, self._hosts())
+        self._quotas.check(tenant, demand)
         new = NewJob(tenant, request.request_id, spec.name, spec.model_dump_json(), demand, request.priority)
         return self._database.submit(new)
 
@@ -135,25 +155,103 @@ class JobApi:
 
     async def _watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
         job = await asyncio.to_thread(self._database.find, tenant, request.id)
-        seen, told = request.changes_seen, None
+        seen, told, got_on = request.changes_seen, None, None
         with self._watchers.waiting_for(job.number) as changed:
             while True:
                 changed.clear()
-                job, changes = await asyncio.to_thread(self._look, job.id)
+                job, changes, progress = await asyncio.to_thread(self._look, job.id)
                 fresh = changes[seen:]
                 seen = len(changes)
-                if job != told or fresh:
-                    told = job
-                    messages = map(change_message, fresh)
-                    yield pb.WatchUpdate(job=job_message(job), changes=messages, changes_seen=seen)
+                if job != told or fresh or progress != got_on:
+                    told, got_on = job, progress
+                    yield pb.WatchUpdate(
+                        job=job_message(job),
+                        changes=map(change_message, fresh),
+                        changes_seen=seen,
+                        progress=progress_message(progress) if progress else None,
+                    )
                 if job.state in ENDED:
                     return
                 await changed.wait()
 
-    def _look(self, job_id: str) -> tuple[KeptJob, list[Change]]:
+    def _look(self, job_id: str) -> tuple[KeptJob, list[Change], Progress | None]:
         # In this order: the changes then hold the one that brought the job where it is.
         job = self._database.get(job_id)
-        return job, self._database.changes(job)
+        status = read_status(self._run(job).path, job.attempt) if job.state in WITH_DRIVER else None
+        return job, self._database.changes(job), status.progress if status else None
+
+    async def _logs(self, request: pb.LogsRequest, tenant: str) -> AsyncIterator[pb.LogPart]:
+        job = await asyncio.to_thread(self._database.find, tenant, request.id)
+        path = self._run(job).log_path
+        if request.HasField("tail"):
+            offset = await asyncio.to_thread(offset_of_tail, path, request.tail)
+        else:
+            offset = request.offset
+        while True:
+            ended = (await asyncio.to_thread(self._database.get, job.id)).state in ENDED
+            while text := await asyncio.to_thread(read_log, path, offset):
+                offset += len(text)
+                yield pb.LogPart(text=text, next_offset=offset)
+            if ended or not request.follow:
+                return
+            await asyncio.sleep(_FOLLOW_EVERY_S)
+
+    async def _metrics(self, request: pb.MetricsRequest, tenant: str) -> pb.MetricsPage:
+        limit = min(request.limit or _METRICS, _METRICS_MAX)
+
+        def read() -> pb.MetricsPage:
+            run = self._run(self._database.find(tenant, request.id))
+            found = [record for record in read_records(run.metrics_path) if record.step > request.after_step]
+            return pb.MetricsPage(
+                records=[record.model_dump_json(exclude_none=True) for record in found[:limit]],
+                more=len(found) > limit,
+            )
+
+        return await asyncio.to_thread(read)
+
+    async def _cuts(self, request: pb.JobRequest, tenant: str) -> pb.CutList:
+        def read() -> pb.CutList:
+            run = self._run(self._database.find(tenant, request.id))
+            return pb.CutList(cuts=[_cut_message(cut) for cut in complete_cuts(run.cuts_path)])
+
+        return await asyncio.to_thread(read)
+
+    async def _reshard(self, request: pb.ReshardRequest, tenant: str) -> pb.ReshardAnswer:
+        def begin() -> tuple[RunFolder, Move, float]:
+            job = self._database.find(tenant, request.id)
+            if job.state not in (JobState.RUNNING, JobState.RECOVERING) or job.wanted != "run":
+                raise JobConflictError(
+                    f"the job is {job.state}, and only one that trains can be moved; submit it with other numbers"
+                )
+            run = self._run(job)
+            spec = run.load_job()
+            move = Move(
+                shards=request.shards or spec.store.shards, trainers=request.trainers or spec.train.trainers
+            )
+            demand = demand_of(moved(spec, move))
+            check_ever_fits(demand, self._hosts())
+            self._quotas.check(tenant, demand)
+            return run, move, begin_move(run, move)
+
+        run, move, asked = await asyncio.to_thread(begin)
+        while (pause := await asyncio.to_thread(pause_of_move, run, asked)) is None:
+            await asyncio.sleep(_FOLLOW_EVERY_S)
+        return pb.ReshardAnswer(shards=move.shards, trainers=move.trainers, pause_seconds=pause)
+
+    async def _cluster(self, request: pb.ClusterRequest, tenant: str) -> pb.ClusterAnswer:
+        def read() -> pb.ClusterAnswer:
+            active = self._database.newest(states=sorted(WITH_DRIVER), limit=PAGE_MAX)
+            return pb.ClusterAnswer(
+                hosts=map(resources_message, self._hosts()),
+                taken=resources_message(sum_of([job.demand.total() for job in active])),
+                jobs_waiting=self._database.count()[JobState.QUEUED],
+                jobs_active=len(active),
+            )
+
+        return await asyncio.to_thread(read)
+
+    def _run(self, job: KeptJob) -> RunFolder:
+        return self._folders.run(job.tenant, job.id)
 
     # ---- around every call ---------------------------------------------------------------------------------------
 
@@ -194,7 +292,7 @@ class JobApi:
             found = corpus.resolve()
         except (OSError, RuntimeError, ValueError):
             found = None
-        roots = [(self._data / folder).resolve() for folder in (tenant, SHARED)]
+        roots = [folder.resolve() for folder in self._folders.data_of(tenant)]
         if found is None or not any(found.is_relative_to(root) for root in roots):
             raise UsageError(
                 f"data.corpus is {str(corpus)[:200]!r}; a job of this service reads from {roots[0]} or {roots[1]}."
@@ -220,6 +318,11 @@ async def _refuse(context: _Context, error: Exception) -> NoReturn:
     await context.abort(
         grpc.StatusCode.INTERNAL, f"The service failed; its log has the reason under {reference}."
     )
+
+
+def _cut_message(cut: Path) -> pb.Cut:
+    size = sum(file.stat().st_size for file in cut.iterdir())
+    return pb.Cut(step=cut_step(cut), written_at=(cut / MANIFEST).stat().st_mtime, bytes=size)
 
 
 def _mistakes(error: ValidationError) -> str:

@@ -165,6 +165,17 @@ class JobDatabase:
         self.on_change(changed.number)
         return changed
 
+    def resize(self, job_id: str, demand: Demand) -> KeptJob:
+        """Note that a job asks for other resources from now on. Raises NoSuchJobError."""
+        with self._transaction() as connection:
+            job = self._find(connection, job_id)
+            connection.execute(
+                "UPDATE jobs SET demand = ? WHERE number = ?", (demand.model_dump_json(), job.number)
+            )
+            changed = self._job(connection, job.number)
+        self.on_change(changed.number)
+        return changed
+
     # ---- what is known -------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> KeptJob:

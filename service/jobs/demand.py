@@ -28,6 +28,10 @@ class Resources(BaseModel):
             min(have // ask for have, ask in zip(self._amounts(), process._amounts(), strict=True) if ask > 0)
         )
 
+    def covers(self, other: Resources) -> bool:
+        """Whether there is as much of everything here."""
+        return all(have >= ask for have, ask in zip(self._amounts(), other._amounts(), strict=True))
+
     def _amounts(self) -> tuple[float, ...]:
         return self.cpus, self.gpus, self.memory_bytes
 
@@ -47,12 +51,16 @@ class Demand(BaseModel):
     trainer: Resources
 
     def total(self) -> Resources:
-        parts = [(self.shards, self.shard), (self.trainers, self.trainer)]
-        return Resources(
-            cpus=sum(count * one.cpus for count, one in parts),
-            gpus=sum(count * one.gpus for count, one in parts),
-            memory_bytes=sum(count * one.memory_bytes for count, one in parts),
-        )
+        return sum_of([self.shard] * self.shards + [self.trainer] * self.trainers)
+
+
+def sum_of(parts: Sequence[Resources]) -> Resources:
+    """All of them together."""
+    return Resources(
+        cpus=sum(part.cpus for part in parts),
+        gpus=sum(part.gpus for part in parts),
+        memory_bytes=sum(part.memory_bytes for part in parts),
+    )
 
 
 def demand_of(job: JobSpec) -> Demand:
@@ -88,11 +96,7 @@ def check_ever_fits(demand: Demand, hosts: Sequence[Resources]) -> None:
                 f"for {room} of them; ask for fewer or smaller ones, or add hosts."
             )
     total = demand.total()
-    cluster = Resources(
-        cpus=sum(host.cpus for host in hosts),
-        gpus=sum(host.gpus for host in hosts),
-        memory_bytes=sum(host.memory_bytes for host in hosts),
-    )
+    cluster = sum_of(hosts)
     if not cluster.room_for(total):
         raise NeverFitsError(
             f"The job asks for {total} in all, and the whole cluster has {cluster}; use fewer store.shards or "

@@ -2,7 +2,8 @@
 
     queued -> starting -> running <-> recovering
       ^                     |             |
-      +------ paused <- pausing <---------+        and from each of these: failed, cancelled
+      +------ paused <- pausing <---------+        and from each of these: failed, cancelled;
+                                                   queued again, if the process of a job is lost
 
 A state is where a job is; what it is wanted to be (`Wanted`) is kept beside it. So a service that dies between the two
 finds out, when it is started again, what is still to be done.
@@ -42,8 +43,8 @@ WITH_DRIVER = frozenset(JobState) - ENDED - WITHOUT_DRIVER
 FOLLOWING: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
     JobState.STARTING: ENDED | {JobState.QUEUED, JobState.RUNNING, JobState.PAUSING},
-    JobState.RUNNING: ENDED | {JobState.RECOVERING, JobState.PAUSING},
-    JobState.RECOVERING: ENDED | {JobState.RUNNING, JobState.PAUSING},
+    JobState.RUNNING: ENDED | {JobState.RECOVERING, JobState.PAUSING, JobState.QUEUED},
+    JobState.RECOVERING: ENDED | {JobState.RUNNING, JobState.PAUSING, JobState.QUEUED},
     JobState.PAUSING: ENDED | {JobState.PAUSED, JobState.RUNNING},
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     **dict.fromkeys(ENDED, frozenset[JobState]()),

@@ -8,6 +8,7 @@ from protos import jobs_pb2 as pb
 from service.jobs.demand import Demand, Resources
 from service.jobs.job import Change, Job
 from service.jobs.states import JobState, Wanted
+from workers.report import Progress
 
 
 def job_message(job: Job) -> pb.Job:
@@ -91,3 +92,30 @@ def state_message(state: JobState) -> str:
 def state_of(message: pb.JobState) -> JobState:
     """Raises ValueError for a number that stands for no state."""
     return JobState(pb.JobState.Name(message).lower())
+
+
+def progress_message(progress: Progress) -> pb.Progress:
+    return pb.Progress(
+        phase=progress.phase,
+        step=progress.step,
+        steps=progress.steps,
+        loss=progress.loss,
+        tokens_per_second=progress.tokens_per_second,
+        memory_usage=progress.memory_usage,
+        seconds_left=progress.seconds_left,
+    )
+
+
+def progress_of(message: pb.Progress) -> Progress:
+    def given(name: str) -> float | None:
+        return getattr(message, name) if message.HasField(name) else None
+
+    return Progress(
+        message.phase,
+        message.step,
+        message.steps,
+        loss=given("loss"),
+        tokens_per_second=given("tokens_per_second"),
+        memory_usage=given("memory_usage"),
+        seconds_left=given("seconds_left"),
+    )

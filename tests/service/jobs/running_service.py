@@ -17,6 +17,7 @@ from protos import jobs_pb2 as pb
 from service.jobs.api import SERVICE, JobApi
 from service.jobs.database import JobDatabase
 from service.jobs.demand import GIB, Resources
+from service.jobs.folder import ServiceFolder
 from service.jobs.server import Certificate, start_server
 from service.jobs.tokens import Tokens, bearer, digest_of
 
@@ -80,7 +81,7 @@ def running_service(
     thread.start()
 
     async def start() -> tuple[Any, int]:
-        api = JobApi(database, tokens, data, lambda: hosts)
+        api = JobApi(database, tokens, ServiceFolder(folder), lambda: hosts)
         return await start_server(api, tokens, host, port, certificate)
 
     try:

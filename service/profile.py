@@ -1,0 +1,81 @@
+"""Which service is asked, and as whom: from options, the environment, and a profile file.
+
+The profile file is PKM_PROFILE, or ~/.config/pkm/profile.yaml:
+
+    server: pkm.example.org:7070
+    token_file: ~/.config/pkm/token     # never the token itself on a command line
+    certificate: ~/.config/pkm/ca.pem   # whom to trust; without it, the service is on this machine
+
+`--server` and PKM_SERVER go before it, and so do PKM_TOKEN_FILE and PKM_CERTIFICATE. With none of these it is the service of
+this user on this machine, as `pkm serve` starts it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from memory_store.errors import UsageError
+from service.client import Client
+from service.jobs.server import is_loopback
+
+DEFAULT_PORT = 7070
+SERVER, TOKEN_FILE, CERTIFICATE, PROFILE = "PKM_SERVER", "PKM_TOKEN_FILE", "PKM_CERTIFICATE", "PKM_PROFILE"
+FOLDER = "PKM_FOLDER"
+
+
+class Profile(BaseModel):
+    """A service, and where the token for it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: str = f"127.0.0.1:{DEFAULT_PORT}"
+    token_file: Path | None = None
+    certificate: Path | None = None
+
+
+def default_folder() -> Path:
+    """Where `pkm serve` keeps its files unless told otherwise."""
+    return Path(os.environ.get(FOLDER) or "~/.pkm").expanduser()
+
+
+def open_client(server: str | None) -> Client:
+    """A client of the service that is meant. Raises UsageError for a profile or token that can't be read."""
+    profile = _profile()
+    address = server or os.environ.get(SERVER) or profile.server
+    token_file = _path(os.environ.get(TOKEN_FILE)) or profile.token_file or default_folder() / "token"
+    certificate = _path(os.environ.get(CERTIFICATE)) or profile.certificate
+    host = address.rpartition(":")[0].strip("[]")
+    if certificate is None and not is_loopback(host):
+        raise UsageError(
+            f"The service at {address} is on another machine; say whose certificate to trust with {CERTIFICATE}=FILE, or "
+            "`certificate` in the profile."
+        )
+    token = _read(token_file.expanduser(), "token").decode("utf-8", "replace").strip()
+    trusted = _read(certificate.expanduser(), "certificate") if certificate is not None else None
+    return Client(address, token, trusted)
+
+
+def _profile() -> Profile:
+    path = Path(os.environ.get(PROFILE) or "~/.config/pkm/profile.yaml").expanduser()
+    if not path.is_file() and not os.environ.get(PROFILE):
+        return Profile()
+    try:
+        return Profile.model_validate(yaml.safe_load(_read(path, "profile")) or {})
+    except (yaml.YAMLError, ValidationError) as error:
+        raise UsageError(f"{path} is no profile: {error}") from None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = " Is `pkm serve` running?" if what == "token" else ""
+        raise UsageError(f"The {what} {path} can't be read: {error.strerror}.{hint}") from None
