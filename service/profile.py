@@ -42,7 +42,7 @@ def default_folder() -> Path:
     return Path(os.environ.get(FOLDER) or "~/.pkm").expanduser()
 
 
-def open_client(server: str | None) -> Client:
+def open_client(server: str | None, timeout_s: float = 10.0) -> Client:
     """A client of the service that is meant. Raises UsageError for a profile or token that can't be read."""
     profile = _profile()
     address = server or os.environ.get(SERVER) or profile.server
@@ -56,7 +56,7 @@ def open_client(server: str | None) -> Client:
         )
     token = _read(token_file.expanduser(), "token").decode("utf-8", "replace").strip()
     trusted = _read(certificate.expanduser(), "certificate") if certificate is not None else None
-    return Client(address, token, trusted)
+    return Client(address, token, trusted, timeout_s)
 
 
 def _profile() -> Profile:

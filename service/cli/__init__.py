@@ -1,10 +1,11 @@
 """The command line `pkm`.
 
-Every command keeps the same promises: `--help` ends with an example; with `--json`, standard output
-holds the figures as JSON and nothing else; the exit code is 0 when the work is done, 2 for a user's
-mistake, 1 for any other failure, 130 after Ctrl-C, and a failure is one clear sentence on standard error
-(`pkm --debug ...` shows the trace). Torch and Ray are imported by the commands that need them, so that
-help and completion answer at once.
+Every command keeps the same promises: `--help` ends with an example; with `--json` (those that ask a service: `-o json`),
+standard output holds the figures as JSON and nothing else; the exit code is 0 when the work is done, 2 for a user's mistake,
+1 for any other failure, 130 after Ctrl-C, and a failure is one clear sentence on standard error (`pkm --debug ...` shows the
+trace). Commands that ask a service also end with 3 (it does not answer), 4 (not allowed), 100 (the job has failed), 101 (not
+finished), 102 (no such job), 103 (cancelled) and 124 (waited long enough). Torch and Ray are imported by the commands that
+need them, so that help and completion answer at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli import jobs
 from service.cli.config import config
 from service.cli.data import data
 from service.cli.evaluate import evaluate
@@ -22,6 +24,8 @@ from service.cli.generate import generate
 from service.cli.inspect import inspect
 from service.cli.plan import plan
 from service.cli.reshard import reshard
+from service.cli.serve import serve
+from service.cli.submit import submit
 from service.cli.train import train
 
 app = typer.Typer(
@@ -35,6 +39,17 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.command("train", epilog="Example: pkm train job.yaml --set train.lr=3e-4 --run runs/first")(train)
 app.command("reshard", epilog="Example: pkm reshard runs/quickstart --shards 4")(reshard)
+app.command("serve", epilog="Example: pkm serve --data examples/data")(serve)
+app.command("submit", epilog="Example: pkm submit job.yaml --set train.lr=3e-4 --follow")(submit)
+app.command("list", epilog="Example: pkm list --state running -o json")(jobs.list_jobs)
+app.command("status", epilog="Example: pkm status k3f")(jobs.status)
+app.command("watch", epilog="Example: pkm watch k3f")(jobs.watch)
+app.command("logs", epilog="Example: pkm logs -f k3f")(jobs.logs)
+app.command("cancel", epilog='Example: pkm cancel k3f --reason "a better one runs"')(jobs.cancel)
+app.command("pause", epilog="Example: pkm pause k3f")(jobs.pause)
+app.command("resume", epilog="Example: pkm resume k3f")(jobs.resume)
+app.command("cuts", epilog="Example: pkm cuts k3f -o json")(jobs.cuts)
+app.command("top", epilog="Example: pkm top")(jobs.top)
 app.command("plan", epilog="Example: pkm plan job.yaml --shards 16 --trainers 4 --network 25Gbit")(plan)
 app.command("eval", epilog="Example: pkm eval runs/quickstart --json")(evaluate)
 app.command("generate", epilog='Example: pkm generate runs/quickstart --prompt "My fellow citizens"')(

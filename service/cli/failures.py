@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, UNREACHABLE, NOT_ALLOWED, NO_SUCH_JOB, INTERRUPTED = 1, 2, 3, 4, 102, 130
 
 
 class CommandGroup(TyperGroup):
@@ -30,11 +30,21 @@ class CommandGroup(TyperGroup):
 
 def _report(error: Exception, debug: bool) -> int:
     """Print the failure and give its exit code."""
-    from memory_store.errors import PkmError, UsageError  # imported late: most commands end well
+    # Imported late: most commands end well.
+    from memory_store.errors import PkmError, UsageError
+    from service.jobs.errors import JobConflictError, NoSuchJobError, NotAllowedError, ServerUnreachableError
 
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, UsageError):
+    for kind, code in (
+        (NoSuchJobError, NO_SUCH_JOB),
+        (NotAllowedError, NOT_ALLOWED),
+        (ServerUnreachableError, UNREACHABLE),
+    ):
+        if isinstance(error, kind):
+            typer.echo(f"Error: {error}", err=True)
+            return code
+    if isinstance(error, UsageError | JobConflictError):
         typer.echo(f"Error: {error}" if "\n" not in str(error) else f"Errors:\n{error}", err=True)
         return USAGE
     what = str(error) if isinstance(error, PkmError) else f"{type(error).__name__}: {error}"

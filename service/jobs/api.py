@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from memory_store.cuts import MANIFEST, complete_cuts, cut_step
 from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
+from service.jobs.cluster import ClusterUnreachableError
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
 from service.jobs.demand import Resources, check_ever_fits, demand_of, sum_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
@@ -48,6 +49,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CODES: tuple[tuple[type[PkmError], grpc.StatusCode], ...] = (
     (NoSuchJobError, grpc.StatusCode.NOT_FOUND),
     (JobConflictError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ClusterUnreachableError, grpc.StatusCode.FAILED_PRECONDITION),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
 )
 

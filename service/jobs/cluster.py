@@ -121,6 +121,5 @@ def _state(status: str) -> ProcessState:
 
 
 def _unreachable(error: Exception) -> ClusterUnreachableError:
-    return ClusterUnreachableError(
-        f"The Ray cluster does not answer as it should ({type(error).__name__}: {error})."
-    )
+    _log.warning("the cluster does not answer: %s: %s", type(error).__name__, error)
+    return ClusterUnreachableError("The Ray cluster of the service does not answer now; try again later.")

@@ -22,7 +22,6 @@ from memory_store.errors import StoreError
 from service.jobs.folder import ServiceFolder
 from service.jobs.tokens import own_token
 from workers.leftovers import MARK, end_leftovers
-from workers.ray_cluster import ray_environment
 
 _START_TIMEOUT_S = 120
 _ANSWER_TIMEOUT_S = 5
@@ -47,6 +46,8 @@ def use_ray_token(folder: ServiceFolder) -> None:
 def find_or_start(folder: ServiceFolder, cpus: int) -> tuple[str, bool]:
     """The address of the dashboard of this folder's Ray, and whether it had to be started. Raises StoreError."""
     use_ray_token(folder)
+    from workers.ray_cluster import ray_environment  # Ray looks for its token when it is imported
+
     head = _known(folder)
     if head is not None and _answers(head.dashboard):
         return head.dashboard, False

@@ -34,7 +34,7 @@ from workers.job_spec import JobSpec
 from workers.job_status import Outcome, read_outcome, read_status
 from workers.run_folder import RunFolder
 
-EVERY_S = 0.5
+EVERY_S, UNREACHABLE_S = 0.5, 5.0
 STARTS_IN_VAIN_MAX = 5
 CANCEL_PATIENCE_S = 120.0
 WAITS_FOR_PLACE = "waiting"
@@ -56,7 +56,6 @@ class Runner:
         self._database, self._cluster, self._folders, self._quotas = database, cluster, folders, quotas
         self._cancel_patience_s = cancel_patience_s
         self._stopped = threading.Event()
-        self._reachable = True
         self.on_progress: Callable[[int], None] = lambda number: None
         self._told: dict[int, bytes] = {}
 
@@ -65,11 +64,8 @@ class Runner:
         while not self._stopped.wait(EVERY_S):
             try:
                 self.look()
-                self._reachable = True
-            except ClusterUnreachableError as error:
-                if self._reachable:
-                    _log.error("%s Jobs wait until it does.", error)
-                self._reachable = False
+            except ClusterUnreachableError:
+                self._stopped.wait(UNREACHABLE_S)  # the cluster itself has said why, in the log
             except Exception:
                 _log.exception("the runner could not look after the jobs")
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from protos import jobs_pb2 as pb
-from service.jobs.api import JobApi
+from service.jobs.api import SERVICE, JobApi
 from service.jobs.states import JobState
 from tests.service.jobs.running_service import TENANTS, Caller, Service, running_service
 from tests.small_job import small_job
@@ -39,7 +39,7 @@ def submission(service: Service, request_id: str = "r1", **changes: Any) -> pb.S
 def refused(caller: Caller, method: str, request: Any) -> tuple[grpc.StatusCode, str]:
     def ask() -> None:
         answer = caller.call(method, request)
-        if method == "Watch":
+        if SERVICE.methods_by_name[method].server_streaming:
             list(answer)
 
     with pytest.raises(grpc.RpcError) as caught:
