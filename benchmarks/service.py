@@ -29,12 +29,15 @@ from google.protobuf.message import Message
 from benchmarks.job_server import DATABASE, TENANT, TOKEN
 from benchmarks.results import BenchmarkRun, Recorder
 from protos import jobs_pb2 as pb
-from service.jobs.api import SERVICE, SHARED
+from service.jobs.api import SERVICE
 from service.jobs.database import JobDatabase, NewJob
 from service.jobs.demand import demand_of
+from service.jobs.folder import ServiceFolder
 from service.jobs.tokens import bearer
+from workers.corpus import prepare_corpus
 from workers.job_spec import JobSpec
 
+_ADDRESSES = Path(__file__).parent.parent / "examples" / "data" / "sotu.parquet"
 _TIMEOUT_S = 60.0
 _END_S = 20.0
 _CONNECTIONS = 20
@@ -99,12 +102,20 @@ def _fill(folder: Path, jobs: int) -> list[str]:
 def _job(folder: Path) -> JobSpec:
     settings = {
         "name": "submitted",
-        "data": {"corpus": str(folder / SHARED / "corpus")},
+        "data": {"corpus": str(_corpus(folder))},
         "model": {"layers": 4, "dim": 128, "heads": 4},
         "memory": {"layers": [2], "sub_keys": 128},
         "train": {"steps": 100, "batch_tokens": 2048},
     }
     return JobSpec.model_validate(settings)
+
+
+def _corpus(folder: Path) -> Path:
+    """A corpus that the service lets its jobs read: the addresses of the quickstart."""
+    corpus, _ = ServiceFolder(folder).data_of(TENANT)
+    if not corpus.exists():
+        prepare_corpus([_ADDRESSES], corpus, vocab_size=512)
+    return corpus
 
 
 @contextmanager

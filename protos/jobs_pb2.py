@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/jobs.proto\x12\x0bpkm.jobs.v1\"=\n\tResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"z\n\x06\x44\x65mand\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12%\n\x05shard\x18\x02 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\x12\x10\n\x08trainers\x18\x03 \x01(\r\x12\'\n\x07trainer\x18\x04 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\"\xc8\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12#\n\x06\x64\x65mand\x18\x05 \x01(\x0b\x32\x13.pkm.jobs.v1.Demand\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12#\n\x06wanted\x18\x08 \x01(\x0e\x32\x13.pkm.jobs.v1.Wanted\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12\x14\n\x0csubmitted_at\x18\n \x01(\x01\x12\x12\n\nchanged_at\x18\x0b \x01(\x01\x12\x17\n\nstarted_at\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x65nded_at\x18\r \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_started_atB\x0b\n\t_ended_at\"L\n\x06\x43hange\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"C\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04spec\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\x18\n\nJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"_\n\nJobDetails\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.pkm.jobs.v1.Job\x12\x0c\n\x04spec\x18\x02 \x01(\t\x12$\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x13.pkm.jobs.v1.Change\"i\n\x0bListRequest\x12%\n\x06states\x18\x01 \x03(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"B\n\x07JobPage\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.pkm.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\nAskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63hanges_seen\x18\x02 \x01(\r\"\x91\x01\n\x0bWatchUpdate\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.pkm.jobs.v1.Job\x12$\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x13.pkm.jobs.v1.Change\x12\x14\n\x0c\x63hanges_seen\x18\x03 \x01(\r\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.pkm.jobs.v1.Progress\"\xe0\x01\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_second\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_usage\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05_lossB\x14\n\x12_tokens_per_secondB\x0f\n\r_memory_usageB\x0f\n\r_seconds_left\"S\n\x0bLogsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x06offset\x18\x02 \x01(\x04H\x00\x12\x0e\n\x04tail\x18\x03 \x01(\rH\x00\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x42\x06\n\x04\x66rom\",\n\x07LogPart\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\"?\n\x0eMetricsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\",\n\x0bMetricsPage\x12\x0f\n\x07records\x18\x01 \x03(\t\x12\x0c\n\x04more\x18\x02 \x01(\x08\"6\n\x03\x43ut\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nwritten_at\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\")\n\x07\x43utList\x12\x1e\n\x04\x63uts\x18\x01 \x03(\x0b\x32\x10.pkm.jobs.v1.Cut\">\n\x0eReshardRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x10\n\x08trainers\x18\x03 \x01(\r\"H\n\rReshardAnswer\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12\x10\n\x08trainers\x18\x02 \x01(\r\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\"\x10\n\x0e\x43lusterRequest\"\x88\x01\n\rClusterAnswer\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x16.pkm.jobs.v1.Resources\x12%\n\x05taken\x18\x02 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\x12\x14\n\x0cjobs_waiting\x18\x03 \x01(\r\x12\x13\n\x0bjobs_active\x18\x04 \x01(\r*\x9f\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\x0e\n\nRECOVERING\x10\x04\x12\x0b\n\x07PAUSING\x10\x05\x12\n\n\x06PAUSED\x10\x06\x12\r\n\tSUCCEEDED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x12\r\n\tCANCELLED\x10\t*@\n\x06Wanted\x12\x16\n\x12WANTED_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\t\n\x05PAUSE\x10\x02\x12\n\n\x06\x43\x41NCEL\x10\x03\x32\xce\x05\n\nJobService\x12\x36\n\x06Submit\x12\x1a.pkm.jobs.v1.SubmitRequest\x1a\x10.pkm.jobs.v1.Job\x12\x37\n\x03Get\x12\x17.pkm.jobs.v1.JobRequest\x1a\x17.pkm.jobs.v1.JobDetails\x12\x36\n\x04List\x12\x18.pkm.jobs.v1.ListRequest\x1a\x14.pkm.jobs.v1.JobPage\x12\x33\n\x06\x43\x61ncel\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12\x32\n\x05Pause\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12\x33\n\x06Resume\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12>\n\x05Watch\x12\x19.pkm.jobs.v1.WatchRequest\x1a\x18.pkm.jobs.v1.WatchUpdate0\x01\x12\x38\n\x04Logs\x12\x18.pkm.jobs.v1.LogsRequest\x1a\x14.pkm.jobs.v1.LogPart0\x01\x12@\n\x07Metrics\x12\x1b.pkm.jobs.v1.MetricsRequest\x1a\x18.pkm.jobs.v1.MetricsPage\x12\x35\n\x04\x43uts\x12\x17.pkm.jobs.v1.JobRequest\x1a\x14.pkm.jobs.v1.CutList\x12\x42\n\x07Reshard\x12\x1b.pkm.jobs.v1.ReshardRequest\x1a\x1a.pkm.jobs.v1.ReshardAnswer\x12\x42\n\x07\x43luster\x12\x1b.pkm.jobs.v1.ClusterRequest\x1a\x1a.pkm.jobs.v1.ClusterAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11protos/jobs.proto\x12\x0bpkm.jobs.v1\"=\n\tResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"z\n\x06\x44\x65mand\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12%\n\x05shard\x18\x02 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\x12\x10\n\x08trainers\x18\x03 \x01(\r\x12\'\n\x07trainer\x18\x04 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\"\xc8\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12#\n\x06\x64\x65mand\x18\x05 \x01(\x0b\x32\x13.pkm.jobs.v1.Demand\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12#\n\x06wanted\x18\x08 \x01(\x0e\x32\x13.pkm.jobs.v1.Wanted\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12\x14\n\x0csubmitted_at\x18\n \x01(\x01\x12\x12\n\nchanged_at\x18\x0b \x01(\x01\x12\x17\n\nstarted_at\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x65nded_at\x18\r \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_started_atB\x0b\n\t_ended_at\"L\n\x06\x43hange\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"C\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04spec\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\"\x18\n\nJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"l\n\nJobDetails\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.pkm.jobs.v1.Job\x12\x0c\n\x04spec\x18\x02 \x01(\t\x12$\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x13.pkm.jobs.v1.Change\x12\x0b\n\x03run\x18\x04 \x01(\t\"i\n\x0bListRequest\x12%\n\x06states\x18\x01 \x03(\x0e\x32\x15.pkm.jobs.v1.JobState\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"B\n\x07JobPage\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.pkm.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\nAskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"0\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63hanges_seen\x18\x02 \x01(\r\"\x91\x01\n\x0bWatchUpdate\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.pkm.jobs.v1.Job\x12$\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x13.pkm.jobs.v1.Change\x12\x14\n\x0c\x63hanges_seen\x18\x03 \x01(\r\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.pkm.jobs.v1.Progress\"\xe0\x01\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_second\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_usage\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cseconds_left\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05_lossB\x14\n\x12_tokens_per_secondB\x0f\n\r_memory_usageB\x0f\n\r_seconds_left\"S\n\x0bLogsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x06offset\x18\x02 \x01(\x04H\x00\x12\x0e\n\x04tail\x18\x03 \x01(\rH\x00\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x42\x06\n\x04\x66rom\",\n\x07LogPart\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\"?\n\x0eMetricsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\",\n\x0bMetricsPage\x12\x0f\n\x07records\x18\x01 \x03(\t\x12\x0c\n\x04more\x18\x02 \x01(\x08\"6\n\x03\x43ut\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nwritten_at\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\")\n\x07\x43utList\x12\x1e\n\x04\x63uts\x18\x01 \x03(\x0b\x32\x10.pkm.jobs.v1.Cut\">\n\x0eReshardRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x10\n\x08trainers\x18\x03 \x01(\r\"H\n\rReshardAnswer\x12\x0e\n\x06shards\x18\x01 \x01(\r\x12\x10\n\x08trainers\x18\x02 \x01(\r\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\"\x10\n\x0e\x43lusterRequest\"\x88\x01\n\rClusterAnswer\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x16.pkm.jobs.v1.Resources\x12%\n\x05taken\x18\x02 \x01(\x0b\x32\x16.pkm.jobs.v1.Resources\x12\x14\n\x0cjobs_waiting\x18\x03 \x01(\r\x12\x13\n\x0bjobs_active\x18\x04 \x01(\r*\x9f\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\x0e\n\nRECOVERING\x10\x04\x12\x0b\n\x07PAUSING\x10\x05\x12\n\n\x06PAUSED\x10\x06\x12\r\n\tSUCCEEDED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x12\r\n\tCANCELLED\x10\t*@\n\x06Wanted\x12\x16\n\x12WANTED_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\t\n\x05PAUSE\x10\x02\x12\n\n\x06\x43\x41NCEL\x10\x03\x32\xce\x05\n\nJobService\x12\x36\n\x06Submit\x12\x1a.pkm.jobs.v1.SubmitRequest\x1a\x10.pkm.jobs.v1.Job\x12\x37\n\x03Get\x12\x17.pkm.jobs.v1.JobRequest\x1a\x17.pkm.jobs.v1.JobDetails\x12\x36\n\x04List\x12\x18.pkm.jobs.v1.ListRequest\x1a\x14.pkm.jobs.v1.JobPage\x12\x33\n\x06\x43\x61ncel\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12\x32\n\x05Pause\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12\x33\n\x06Resume\x12\x17.pkm.jobs.v1.AskRequest\x1a\x10.pkm.jobs.v1.Job\x12>\n\x05Watch\x12\x19.pkm.jobs.v1.WatchRequest\x1a\x18.pkm.jobs.v1.WatchUpdate0\x01\x12\x38\n\x04Logs\x12\x18.pkm.jobs.v1.LogsRequest\x1a\x14.pkm.jobs.v1.LogPart0\x01\x12@\n\x07Metrics\x12\x1b.pkm.jobs.v1.MetricsRequest\x1a\x18.pkm.jobs.v1.MetricsPage\x12\x35\n\x04\x43uts\x12\x17.pkm.jobs.v1.JobRequest\x1a\x14.pkm.jobs.v1.CutList\x12\x42\n\x07Reshard\x12\x1b.pkm.jobs.v1.ReshardRequest\x1a\x1a.pkm.jobs.v1.ReshardAnswer\x12\x42\n\x07\x43luster\x12\x1b.pkm.jobs.v1.ClusterRequest\x1a\x1a.pkm.jobs.v1.ClusterAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=2101
-  _globals['_JOBSTATE']._serialized_end=2260
-  _globals['_WANTED']._serialized_start=2262
-  _globals['_WANTED']._serialized_end=2326
+  _globals['_JOBSTATE']._serialized_start=2114
+  _globals['_JOBSTATE']._serialized_end=2273
+  _globals['_WANTED']._serialized_start=2275
+  _globals['_WANTED']._serialized_end=2339
   _globals['_RESOURCES']._serialized_start=34
   _globals['_RESOURCES']._serialized_end=95
   _globals['_DEMAND']._serialized_start=97
@@ -48,39 +48,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBREQUEST']._serialized_start=699
   _globals['_JOBREQUEST']._serialized_end=723
   _globals['_JOBDETAILS']._serialized_start=725
-  _globals['_JOBDETAILS']._serialized_end=820
-  _globals['_LISTREQUEST']._serialized_start=822
-  _globals['_LISTREQUEST']._serialized_end=927
-  _globals['_JOBPAGE']._serialized_start=929
-  _globals['_JOBPAGE']._serialized_end=995
-  _globals['_ASKREQUEST']._serialized_start=997
-  _globals['_ASKREQUEST']._serialized_end=1037
-  _globals['_WATCHREQUEST']._serialized_start=1039
-  _globals['_WATCHREQUEST']._serialized_end=1087
-  _globals['_WATCHUPDATE']._serialized_start=1090
-  _globals['_WATCHUPDATE']._serialized_end=1235
-  _globals['_PROGRESS']._serialized_start=1238
-  _globals['_PROGRESS']._serialized_end=1462
-  _globals['_LOGSREQUEST']._serialized_start=1464
-  _globals['_LOGSREQUEST']._serialized_end=1547
-  _globals['_LOGPART']._serialized_start=1549
-  _globals['_LOGPART']._serialized_end=1593
-  _globals['_METRICSREQUEST']._serialized_start=1595
-  _globals['_METRICSREQUEST']._serialized_end=1658
-  _globals['_METRICSPAGE']._serialized_start=1660
-  _globals['_METRICSPAGE']._serialized_end=1704
-  _globals['_CUT']._serialized_start=1706
-  _globals['_CUT']._serialized_end=1760
-  _globals['_CUTLIST']._serialized_start=1762
-  _globals['_CUTLIST']._serialized_end=1803
-  _globals['_RESHARDREQUEST']._serialized_start=1805
-  _globals['_RESHARDREQUEST']._serialized_end=1867
-  _globals['_RESHARDANSWER']._serialized_start=1869
-  _globals['_RESHARDANSWER']._serialized_end=1941
-  _globals['_CLUSTERREQUEST']._serialized_start=1943
-  _globals['_CLUSTERREQUEST']._serialized_end=1959
-  _globals['_CLUSTERANSWER']._serialized_start=1962
-  _globals['_CLUSTERANSWER']._serialized_end=2098
-  _globals['_JOBSERVICE']._serialized_start=2329
-  _globals['_JOBSERVICE']._serialized_end=3047
+  _globals['_JOBDETAILS']._serialized_end=833
+  _globals['_LISTREQUEST']._serialized_start=835
+  _globals['_LISTREQUEST']._serialized_end=940
+  _globals['_JOBPAGE']._serialized_start=942
+  _globals['_JOBPAGE']._serialized_end=1008
+  _globals['_ASKREQUEST']._serialized_start=1010
+  _globals['_ASKREQUEST']._serialized_end=1050
+  _globals['_WATCHREQUEST']._serialized_start=1052
+  _globals['_WATCHREQUEST']._serialized_end=1100
+  _globals['_WATCHUPDATE']._serialized_start=1103
+  _globals['_WATCHUPDATE']._serialized_end=1248
+  _globals['_PROGRESS']._serialized_start=1251
+  _globals['_PROGRESS']._serialized_end=1475
+  _globals['_LOGSREQUEST']._serialized_start=1477
+  _globals['_LOGSREQUEST']._serialized_end=1560
+  _globals['_LOGPART']._serialized_start=1562
+  _globals['_LOGPART']._serialized_end=1606
+  _globals['_METRICSREQUEST']._serialized_start=1608
+  _globals['_METRICSREQUEST']._serialized_end=1671
+  _globals['_METRICSPAGE']._serialized_start=1673
+  _globals['_METRICSPAGE']._serialized_end=1717
+  _globals['_CUT']._serialized_start=1719
+  _globals['_CUT']._serialized_end=1773
+  _globals['_CUTLIST']._serialized_start=1775
+  _globals['_CUTLIST']._serialized_end=1816
+  _globals['_RESHARDREQUEST']._serialized_start=1818
+  _globals['_RESHARDREQUEST']._serialized_end=1880
+  _globals['_RESHARDANSWER']._serialized_start=1882
+  _globals['_RESHARDANSWER']._serialized_end=1954
+  _globals['_CLUSTERREQUEST']._serialized_start=1956
+  _globals['_CLUSTERREQUEST']._serialized_end=1972
+  _globals['_CLUSTERANSWER']._serialized_start=1975
+  _globals['_CLUSTERANSWER']._serialized_end=2111
+  _globals['_JOBSERVICE']._serialized_start=2342
+  _globals['_JOBSERVICE']._serialized_end=3060
 # @@protoc_insertion_point(module_scope)

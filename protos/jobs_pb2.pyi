@@ -120,14 +120,16 @@ class JobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class JobDetails(_message.Message):
-    __slots__ = ("job", "spec", "changes")
+    __slots__ = ("job", "spec", "changes", "run")
     JOB_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     job: Job
     spec: str
     changes: _containers.RepeatedCompositeFieldContainer[Change]
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., spec: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+    run: str
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., spec: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("states", "name", "page_size", "page_token")

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -76,11 +77,13 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class JobDetails:
-    """A job, what was submitted, and every state it has been in, oldest first."""
+    """A job, what was submitted, and every state it has been in, oldest first. `run` is the folder of its files, as the
+    hosts of the cluster see it."""
 
     job: Job
     spec: JobSpec
     changes: tuple[Change, ...]
+    run: Path
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class Client:
             job_of(found.job),
             JobSpec.model_validate_json(found.spec),
             tuple(change_of(change) for change in found.changes),
+            Path(found.run),
         )
 
     def list(self, states: Sequence[JobState] = (), name: str = "") -> Iterator[Job]:

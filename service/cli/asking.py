@@ -113,7 +113,7 @@ def _line(job: Job) -> tuple[str, ...]:
     took = ""
     if job.started_at is not None:
         took = duration((job.ended_at or time.time()) - job.started_at)
-    wish = f" ({job.wanted} asked)" if job.wanted != "run" and job.ended_at is None else ""
+    wish = f" ({job.wanted} asked)" if job.wanted == "cancel" and job.ended_at is None else ""
     return (
         job.id, job.name, job.state + wish, str(job.priority), when(job.submitted_at), took,
         job.reason.partition("\n")[0][:80],

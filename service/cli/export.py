@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from service.cli.arguments import RunFolderPath
+from service.cli.arguments import TrainedRun, trained_run
 from service.cli.output import JsonOption, data_only, print_figures, print_json
 
 
 def export(
-    run: RunFolderPath,
+    run: TrainedRun,
     target: Annotated[
         Path, typer.Argument(metavar="FILE.safetensors", help="File to write.", show_default=False)
     ],
@@ -23,10 +23,9 @@ def export(
 ) -> None:
     """Write the last cut of a run, value table included, into one safetensors file with a config beside."""
     from workers.export import export_run
-    from workers.run_folder import RunFolder
 
     with data_only():
-        report = export_run(RunFolder(run), target, dtype)
+        report = export_run(trained_run(run), target, dtype)
     if json:
         print_json(report)
     else:

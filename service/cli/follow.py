@@ -54,7 +54,10 @@ def _until_the_end(
     try:
         for update in _updates(client, last.id, deadline):
             if update is None:
-                messages().print(f"{last.id} is {last.state} still; it goes on.", markup=False)
+                messages().print(
+                    f"The time is over; {last.id} is {last.state}. Come back with: pkm watch {last.id}",
+                    markup=False,
+                )
                 return Waited(last, TIMED_OUT)
             last = update.job
             show(update)

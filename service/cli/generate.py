@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from service.cli.arguments import RunFolderPath
+from service.cli.arguments import TrainedRun, trained_run
 from service.cli.output import data_only
 
 
 def generate(
-    run: RunFolderPath,
+    run: TrainedRun,
     prompt: Annotated[str, typer.Option(help="Text to go on from.", show_default=False)],
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
@@ -20,10 +20,9 @@ def generate(
 ) -> None:
     """Print the prompt and go on with text sampled from the last cut of a run."""
     from workers.generation import generate as generate_text
-    from workers.run_folder import RunFolder
 
     with data_only():
-        pieces = iter(generate_text(RunFolder(run), prompt, tokens, temperature, top_k, seed))
+        pieces = iter(generate_text(trained_run(run), prompt, tokens, temperature, top_k, seed))
         first = next(pieces, "")  # loads the model, so that a failure comes before any output
     typer.echo(prompt + first, nl=False)
     for piece in pieces:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.arguments import RunFolderPath
+from service.cli.arguments import TrainedRun, trained_run
 from service.cli.evaluate import Split
 from service.cli.output import JsonOption, data_only, print_figures, print_json, share
 
@@ -20,7 +20,7 @@ MAP_COLUMNS, MAP_LINES = 64, 32  # a character is about twice as high as it is w
 
 
 def inspect(
-    run: RunFolderPath,
+    run: TrainedRun,
     split: Split = "validation",
     picture: Annotated[
         Path | None,
@@ -36,10 +36,9 @@ def inspect(
             f"The picture can't be '{picture}': it is written as PNG; give a name that ends in .png."
         )
     from workers.inspection import draw_inspection, inspect_run
-    from workers.run_folder import RunFolder
 
     with data_only():
-        inspection = inspect_run(RunFolder(run), split)
+        inspection = inspect_run(trained_run(run), split)
         pictures = draw_inspection(inspection, picture) if picture else []
     if json:
         tables = {

@@ -36,6 +36,7 @@ from service.jobs.wire import change_message, job_message, progress_message, res
 from workers.job_spec import JobSpec
 from workers.job_status import read_status
 from workers.move import Move, begin_move, moved, pause_of_move
+from workers.preflight import check_corpus
 from workers.report import Progress, read_records
 from workers.run_folder import RunFolder
 
@@ -112,6 +113,7 @@ class JobApi:
         except ValidationError as error:
             raise UsageError(_mistakes(error)) from None
         self._check_corpus(Path(spec.data.corpus), tenant)
+        check_corpus(spec)
         demand = demand_of(spec)
         check_ever_fits(demand, self._hosts())
         self._quotas.check(tenant, demand)
@@ -122,7 +124,12 @@ class JobApi:
         def read() -> pb.JobDetails:
             job = self._database.find(tenant, request.id)
             spec, changes = self._database.spec(job), self._database.changes(job)
-            return pb.JobDetails(job=job_message(job), spec=spec, changes=map(change_message, changes))
+            return pb.JobDetails(
+                job=job_message(job),
+                spec=spec,
+                changes=map(change_message, changes),
+                run=str(self._run(job).path),
+            )
 
         return await asyncio.to_thread(read)
 

@@ -348,6 +348,11 @@ def _lock(path: Path) -> int:
     return lock
 
 
+def looks_like_id(text: str) -> bool:
+    """Whether this could be the id of a job, or its beginning."""
+    return 0 < len(text) <= ID_LENGTH and set(text) <= set(_ID_LETTERS)
+
+
 def _new_id() -> str:
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH))
 

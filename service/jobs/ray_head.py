@@ -59,6 +59,8 @@ def find_or_start(folder: ServiceFolder, cpus: int) -> tuple[str, bool]:
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--include-dashboard", "true"),
         *("--object-store-memory", str(_OBJECT_STORE_BYTES), "--temp-dir", str(_temporary(folder))),
         *("--ray-client-server-port", str(_free_port())),
+        # Its usual port may be that of another Ray, and without it no job is ever started.
+        *("--dashboard-agent-listen-port", str(_free_port())),
     ]
     environment = os.environ | ray_environment() | {MARK: str(folder.path)}
     try:

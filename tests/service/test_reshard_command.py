@@ -77,5 +77,5 @@ def test_what_can_not_be_moved_is_refused(run: RunFolder, corpus: Path) -> None:
         assert refused.exit_code == 2
         assert "The job can't have 2000 shards" in refused.stderr
         run.save_job(small_job(corpus))
-        assert "which has no shards to move" in pkm("reshard", str(run.path), "--shards", "3").stderr
+        assert "and so no shards to move" in pkm("reshard", str(run.path), "--shards", "3").stderr
     assert not run.move_path.exists()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,15 @@ from service.jobs.demand import GIB, Resources
 from service.jobs.folder import ServiceFolder
 from service.jobs.server import Certificate, start_server
 from service.jobs.tokens import Tokens, bearer, digest_of
+from tests.small_job import small_corpus
+
+
+@cache
+def _corpus() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pkm-corpus-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return small_corpus(folder)
+
 
 TENANTS = {"ann": "token-of-ann", "bob": "token-of-bob"}
 TIMEOUT_S = 20.0
@@ -73,6 +86,9 @@ def running_service(
     folder.mkdir(exist_ok=True)
     data = folder / "data"
     data.mkdir(exist_ok=True)
+    for name in ("shared", *TENANTS):
+        if not (data / name).exists():
+            shutil.copytree(_corpus(), data / name / "corpus")
     tokens = Tokens({digest_of(token): tenant for tenant, token in TENANTS.items()})
     database = JobDatabase(folder / "jobs.sqlite")
     hosts = [Resources(cpus=cpus, memory_bytes=64 * GIB)]

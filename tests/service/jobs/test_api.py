@@ -120,7 +120,7 @@ def test_a_mistake_is_said_in_a_sentence(ann: Caller, method: str, request_: Any
     "corpus", ["/etc", "relative", "{data}/bob/corpus", "{data}/ann/../bob/corpus", "{data}/ann/link", "{data}", "/a\0b"]
 )  # fmt: skip
 def test_a_corpus_elsewhere_is_refused(service: Service, ann: Caller, corpus: str) -> None:
-    (service.data / "ann").mkdir()
+    (service.data / "ann").mkdir(exist_ok=True)
     (service.data / "ann" / "link").symlink_to("/etc")
     request = submission(service, corpus=Path(corpus.format(data=service.data)))
     assert refused(ann, "Submit", request)[0] == grpc.StatusCode.INVALID_ARGUMENT
