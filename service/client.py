@@ -56,7 +56,12 @@ _ERRORS: dict[grpc.StatusCode, type[PkmError]] = {
 _RETRIES = {
     "methodConfig": [
         {
-            "name": [{"service": SERVICE.full_name}],
+            # Not the streams: they are made anew here, from where they were, and gRPC's own try could wait for ever.
+            "name": [
+                {"service": SERVICE.full_name, "method": method.name}
+                for method in SERVICE.methods
+                if not method.server_streaming
+            ],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",
@@ -276,16 +281,17 @@ class Client:
 
     def _stream(self, method: str, request: Callable[[], Message], patience_s: float) -> Iterator[Any]:
         """The answers to a request, which is made anew, from where it was, whenever the connection is lost."""
-        heard = time.monotonic()
+        lost = None
         while True:
             try:
                 for answer in self._method(method)(request(), metadata=self._metadata):
-                    heard = time.monotonic()
+                    lost = None
                     yield answer
                 return
             except grpc.RpcError as error:
                 explained = self._explain(error)
-                if not isinstance(explained, ServerUnreachableError) or time.monotonic() > heard + patience_s:
+                lost = lost or time.monotonic()
+                if not isinstance(explained, ServerUnreachableError) or time.monotonic() > lost + patience_s:
                     raise explained from None
             time.sleep(_PAUSE_S)
 
