@@ -11,7 +11,6 @@ the forward pass alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +22,10 @@ import torch
 from benchmarks.embedded_ray import embedded_ray
 from benchmarks.local_store import LocalStore
 from benchmarks.measuring import Samples, paired_seconds
+from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Measurement, Recorder
 from benchmarks.threads import CORES, use_threads
 from benchmarks.training_steps import Batch, ModelKind, TrainedModel
-from memory_store.actor import start_shards
 from workers.job_spec import MemorySpec, ModelSpec
 
 IN_PROCESS, GRPC, SHARED_MEMORY = "store in process", "shards by gRPC", "shards by shared memory"
@@ -99,13 +98,8 @@ def _models(size: StepSize, stack: ExitStack) -> dict[str, TrainedModel]:
     values = local.read_all()
     models = {IN_PROCESS: kind.with_store(local.client)}
     kinds = {GRPC: [spec, spec_ahead] if size.look_ahead else [spec], SHARED_MEMORY: [spec]}
-    with ThreadPoolExecutor() as both:
-        starting = {
-            name: both.submit(start_shards, name, specs, size.shards) for name, specs in kinds.items()
-        }
-    for name, started in starting.items():
-        shards = started.result()
-        stack.callback(shards.stop)
+    for name, of_store in kinds.items():
+        shards = stack.enter_context(placed_shards(name, of_store, size.shards))
         in_place = name == SHARED_MEMORY
         store = shards.group.connect(in_place=in_place)
         stack.callback(store.close)

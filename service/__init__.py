@@ -1,1 +1,29 @@
-"""What people use: the command line `pkm` and the job files it reads."""
+"""The service for training jobs, and the `pkm` command. Programs use `service.Client`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.jobs.states import JobState
+    from service.profile import open_client
+
+__all__ = ["Client", "JobState", "open_client"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when they are asked for: most commands need none of them, and help should come at once."""
+    if name == "Client":
+        from service.client import Client
+
+        return Client
+    if name == "JobState":
+        from service.jobs.states import JobState
+
+        return JobState
+    if name == "open_client":
+        from service.profile import open_client
+
+        return open_client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,12 +41,14 @@ class Cluster(Protocol):
 
     def hosts(self) -> Sequence[Resources]:
         """What each living host has, taken or free."""
+        ...
 
     def start(self, process: str, run: Path, attempt: int, job_id: str, alone: Resources | None) -> None:
         """Start the process of a job by this name, unless there is or was one; with the resources `alone`, if not None."""
 
     def processes(self) -> Mapping[str, ProcessState]:
         """All processes that were started, by name."""
+        ...
 
     def stop(self, process: str) -> None:
         """End a process, with all that it has started."""
@@ -65,7 +67,7 @@ class RayCluster:
 
         if time.monotonic() >= self._hosts_until:
             try:
-                nodes = list_nodes(self._dashboard, detail=True, timeout=_TIMEOUT_S, limit=10_000)
+                nodes: list[Any] = list_nodes(self._dashboard, detail=True, timeout=_TIMEOUT_S, limit=10_000)
             except Exception as error:
                 raise _unreachable(error) from error
             self._hosts = [

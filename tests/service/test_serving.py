@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_a_job_is_submitted_followed_and_used(served: Served) -> None:
     assert f"test perplexity {evaluated['perplexity']:.2f}" in job["reason"]
     top = json.loads(served.pkm("top", "-o", "json").stdout)
     assert top["cluster"]["hosts"][0]["cpus"] == 7
+
+
+def test_the_example_submits_follows_and_plots(served: Served, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "submit_and_plot.py"
+    done = subprocess.run(
+        [sys.executable, str(example), served.job_file(), str(tmp_path / "loss.png")],
+        env=served.environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "succeeded: test perplexity" in done.stdout
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_jobs_of_one_name_run_at_once_and_end_alike(served: Served, straight: RunFolder) -> None:
@@ -165,8 +177,8 @@ def test_commands_end_with_the_codes_that_scripts_expect(served: Served, tmp_pat
     assert served.pkm("watch", failing).returncode == 100
     (tmp_path / "token").write_text("wrong\n")
     denied = subprocess.run(
-        ["env", f"PKM_TOKEN_FILE={tmp_path / 'token'}", "python", "-m", "service.cli", "list"],
-        env=served.environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "service.cli", "list"],
+        env=served.environment | {"PKM_TOKEN_FILE": str(tmp_path / "token")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert denied.returncode == 4
     job = served.submit(**LONG)
