@@ -20,6 +20,7 @@ import ray.exceptions
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from memory_store.carriers.grpc_credentials import Credentials
 from memory_store.carriers.grpc_server import ShardServer
 from memory_store.carriers.reconnecting import ATTEMPT_S
 from memory_store.client import TIMEOUT_S, StoreClient
@@ -33,6 +34,7 @@ from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
 NAMESPACE = "pkm"  # of the actors of a job that has a Ray for itself
+_LOOPBACK = "127.0.0.1"
 PROCESS_BYTES = 400 << 20  # interpreter, Ray, Arrow and the kernels, besides the table
 START_TIMEOUT_S = 120.0
 
@@ -51,12 +53,21 @@ class ShardActor:
     """The process of one shard. Its table is ready, and its port open, when the constructor returns."""
 
     def __init__(
-        self, specs: Sequence[TableSpec], shards: int, shard: int, token: str, logs: Path | None
+        self,
+        specs: Sequence[TableSpec],
+        shards: int,
+        shard: int,
+        token: str,
+        logs: Path | None,
+        credentials: Credentials | None,
     ) -> None:
         self._incarnation = secrets.token_hex(8)
         host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs)
-        host_address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._server = ShardServer(host, f"{host_address}:0", token)
+        # What other hosts can reach is served over TLS alone.
+        host_address: str = _LOOPBACK
+        if credentials is not None:
+            host_address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._server = ShardServer(host, f"{host_address}:0", token, credentials=credentials)
         self._address = f"{host_address}:{self._server.port}"
 
     def binding(self) -> ShardBinding:
@@ -77,6 +88,7 @@ class ShardGroup:
     shards: int
     token: str
     namespace: str = NAMESPACE
+    credentials: Credentials | None = None  # of those who ask
 
     def actor_name(self, shard: int) -> str:
         return f"{self.job}-shard-{shard}"
@@ -107,6 +119,7 @@ class ShardGroup:
         return connect(
             [self.binding(shard).address for shard in range(self.shards)],
             token=self.token,
+            credentials=self.credentials,
             lookup=lookup,
             wire=wire,
             in_place=in_place,
@@ -142,13 +155,15 @@ def start_shards(
     *,
     namespace: str = NAMESPACE,
     logs: Path | None = None,
+    credentials: tuple[Credentials, Credentials] | None = None,
 ) -> RunningShards:
     """Start the shards of a job in the first bundles of its `place`, which are those of `shard_bundles`.
 
-    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it.
+    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `credentials`, those of
+    the shards and those of who asks them, shards answer on their hosts' addresses over TLS; without, to this host alone.
     """
     bundles = shard_bundles(specs, shards)
-    group = ShardGroup(job, shards, secrets.token_hex(32), namespace)
+    group = ShardGroup(job, shards, secrets.token_hex(32), namespace, credentials[1] if credentials else None)
     actor_class = ray.remote(ShardActor)
     actors: list[Any] = [
         actor_class.options(
@@ -161,7 +176,7 @@ def start_shards(
             max_concurrency=4,
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=shard),
             runtime_env={"env_vars": kernel_environment(shards)},
-        ).remote(tuple(specs), shards, shard, group.token, logs)
+        ).remote(tuple(specs), shards, shard, group.token, logs, credentials[0] if credentials else None)
         for shard in range(shards)
     ]
     ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)

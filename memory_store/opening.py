@@ -11,6 +11,7 @@ from memory_store.bucket_files import spec_from_json
 from memory_store.calls import expect
 from memory_store.carriers.base import Carrier
 from memory_store.carriers.grpc_client import GrpcCarrier
+from memory_store.carriers.grpc_credentials import Credentials
 from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.carriers.reconnecting import ReconnectingCarrier
 from memory_store.client import TIMEOUT_S, StoreClient
@@ -55,6 +56,7 @@ def connect(
     addresses: Sequence[str],
     *,
     token: str = "",
+    credentials: Credentials | None = None,
     lookup: LookupKind = "auto",
     wire: WireType = "float32",
     in_place: bool = True,
@@ -62,6 +64,8 @@ def connect(
     find: Callable[[int], str] | None = None,
 ) -> StoreClient:
     """A client of the shards at `addresses` (host:port, in shard order), which has not joined a group yet.
+
+    With `credentials` over TLS, where both sides show certificates; shards that have some answer no one else.
 
     Where all shards are on this host, rows are read in place (unless `in_place` is False, or `lookup` asks for
     messages). With `wire` "bfloat16", rows, sums of rows and their gradients travel as bfloat16, in half the bytes;
@@ -73,7 +77,7 @@ def connect(
     placement = Placement.even(len(addresses))
     where = find or addresses.__getitem__
     carriers = [
-        ReconnectingCarrier(shard, partial(_open_carrier, where, shard, token, wire))
+        ReconnectingCarrier(shard, partial(_open_carrier, where, shard, token, wire, credentials))
         for shard in range(len(addresses))
     ]
     try:
@@ -110,8 +114,10 @@ def connect(
     return client
 
 
-def _open_carrier(where: Callable[[int], str], shard: int, token: str, wire: WireType) -> GrpcCarrier:
-    return GrpcCarrier(where(shard), token, wire)
+def _open_carrier(
+    where: Callable[[int], str], shard: int, token: str, wire: WireType, credentials: Credentials | None
+) -> GrpcCarrier:
+    return GrpcCarrier(where(shard), token, wire, credentials)
 
 
 def _check_wire(wire: WireType, specs: Sequence[TableSpec]) -> None:

@@ -144,6 +144,7 @@ def _train_on_ray(
 
     from memory_store.actor import NAMESPACE, start_shards
     from workers import ray_cluster
+    from workers.job_certificates import make_certificates
     from workers.trainer_actors import run_trainers
     from workers.watch import Watch
 
@@ -177,8 +178,15 @@ def _train_on_ray(
     try:
         if job.memory:
             logs = run.logs_path if job.store.durability == "log" else None
+            made = make_certificates() if cluster is not None else None
             shards = start_shards(
-                job.name, job.tables(), job.store.shards, place, namespace=namespace, logs=logs
+                job.name,
+                job.tables(),
+                job.store.shards,
+                place,
+                namespace=namespace,
+                logs=logs,
+                credentials=(made.shards, made.trainers) if made else None,
             )
         group = shards.group if shards else None
         watch = Watch(

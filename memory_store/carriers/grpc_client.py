@@ -9,6 +9,7 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from memory_store import messages as m
+from memory_store.carriers.grpc_credentials import Credentials, open_channel
 from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
 from memory_store.errors import ShardUnreachableError, StoreError
 from memory_store.reused_memory import keep_freed_memory
@@ -38,13 +39,20 @@ _ANSWER_MARGIN_S = 5.0  # the shard ends a wait in time to say what it waited fo
 
 
 class GrpcCarrier:
-    """One shard at `address` (host:port), reached with the job's `token`; vectors travel as `wire` says."""
+    """One shard at `address` (host:port), reached with the job's `token` and `credentials`, if it has some; vectors travel
+    as `wire` says."""
 
-    def __init__(self, address: str, token: str, wire: WireType = "float32") -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        wire: WireType = "float32",
+        credentials: Credentials | None = None,
+    ) -> None:
         keep_freed_memory()
         self.address = address
         self._wire: WireType = wire
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = open_channel(address, _OPTIONS, credentials)
         self._send_frame: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(METHOD)
         self._send_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
         self._metadata = ((TOKEN_KEY, token),)

@@ -15,6 +15,7 @@ from concurrent import futures
 import grpc
 
 from memory_store import messages as m
+from memory_store.carriers.grpc_credentials import Credentials, server_credentials
 from memory_store.carriers.grpc_sign_of_life import ALIVE_METHOD, answer
 from memory_store.errors import PkmError, StoreError
 from memory_store.reused_memory import keep_freed_memory
@@ -41,13 +42,18 @@ CHANNEL_OPTIONS = [
 
 
 class ShardServer(grpc.GenericRpcHandler):
-    """Serves one shard at `address` (host:port; port 0 takes a free one, see `port`).
+    """Serves one shard at `address` (host:port; port 0 takes a free one, see `port`), over TLS if it has `credentials`.
 
     Raises StoreError if the address can't be had.
     """
 
     def __init__(
-        self, host: ShardHost, address: str, token: str, payload_bytes_max: int = PAYLOAD_BYTES_MAX
+        self,
+        host: ShardHost,
+        address: str,
+        token: str,
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+        credentials: Credentials | None = None,
     ) -> None:
         keep_freed_memory()
         self._host = host
@@ -60,7 +66,10 @@ class ShardServer(grpc.GenericRpcHandler):
             maximum_concurrent_rpcs=CALLS_MAX,
         )
         try:
-            self.port = self._server.add_insecure_port(address)
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, server_credentials(credentials))
         except RuntimeError:
             raise StoreError(
                 f"No shard can be served at {address}: it is taken, or not of this host."

@@ -6,6 +6,8 @@ from enum import Enum
 
 import grpc
 
+from memory_store.carriers.grpc_credentials import Credentials, open_channel
+
 ALIVE_METHOD = "/pkm.store.v1.ShardService/Alive"
 
 
@@ -22,9 +24,9 @@ def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
     return b""
 
 
-def sign_of_life(address: str, timeout_s: float) -> Sign:
+def sign_of_life(address: str, timeout_s: float, credentials: Credentials | None = None) -> Sign:
     """Ask the shard at `address` (host:port), over a connection of its own."""
-    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with open_channel(address, [("grpc.use_local_subchannel_pool", 1)], credentials) as channel:
         try:
             ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ALIVE_METHOD)
             ask(b"", timeout=timeout_s)

@@ -79,6 +79,8 @@ def test_an_answer_that_is_lost_after_the_update_was_applied(proxy: CuttingProxy
         rows, weights = random.integers(0, SPEC.rows, (4, 8)), np.ones((4, 8), np.float32)
         store.step({"memory": 0.01})  # a step without contributions: it must be made once
         wait_for_version(host, 2 * number + 2)
+        while proxy.fired["hold answer"] <= number:
+            time.sleep(0.005)  # the answer is on its way to the proxy
         proxy.arm(None)
         proxy.cut()
         store.synchronise()
