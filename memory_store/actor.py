@@ -29,13 +29,12 @@ from memory_store.lookups import LookupKind
 from memory_store.opening import connect
 from memory_store.placement import Placement
 from memory_store.process_host import process_host
-from memory_store.table import part_bytes
+from memory_store.table import PROCESS_BYTES, part_bytes
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
 NAMESPACE = "pkm"  # of the actors of a job that has a Ray for itself
 _LOOPBACK = "127.0.0.1"
-PROCESS_BYTES = 400 << 20  # interpreter, Ray, Arrow and the kernels, besides the table
 START_TIMEOUT_S = 120.0
 
 

@@ -20,6 +20,7 @@ from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_r
 from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
 
+PROCESS_BYTES = 400 << 20  # of a shard's process besides its tables: interpreter, Ray, Arrow and the kernels
 _INITIALISE_ROWS = 1 << 16
 _SHIFT = 1344  # a third of a page, in whole cache lines
 

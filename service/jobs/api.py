@@ -23,7 +23,7 @@ from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.cluster import ClusterUnreachableError
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
-from service.jobs.demand import Resources, check_ever_fits, demand_of, sum_of
+from service.jobs.demand import Demand, Resources, check_ever_fits, demand_of, larger, sum_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
 from service.jobs.job import Change
@@ -240,12 +240,27 @@ class JobApi:
             demand = demand_of(moved(spec, move))
             check_ever_fits(demand, self._hosts())
             self._quotas.check(tenant, demand)
-            return run, move, begin_move(run, move)
+            self._check_room_beside_others(job, demand)
+            asked = begin_move(run, move)
+            # So that nobody else is given that room meanwhile; what the job has in the end, the runner sees.
+            self._database.resize(job.id, larger(job.demand, demand))
+            return run, move, asked
 
         run, move, asked = await asyncio.to_thread(begin)
         while (pause := await asyncio.to_thread(pause_of_move, run, asked)) is None:
             await asyncio.sleep(_FOLLOW_EVERY_S)
         return pb.ReshardAnswer(shards=move.shards, trainers=move.trainers, pause_seconds=pause)
+
+    def _check_room_beside_others(self, job: KeptJob, demand: Demand) -> None:
+        """Refuse a move for which the job would leave its place, and then wait for another until other jobs end."""
+        active = self._database.newest(states=sorted(WITH_DRIVER), limit=PAGE_MAX)
+        others = sum_of([other.demand.total() for other in active if other.id != job.id])
+        cluster = sum_of(self._hosts())
+        if not cluster.covers(sum_of([others, demand.total()])):
+            raise JobConflictError(
+                f"the job would ask for {demand.total()}, and of {cluster} other jobs have taken {others}; "
+                "ask for fewer, or wait until one of those has ended"
+            )
 
     async def _cluster(self, request: pb.ClusterRequest, tenant: str) -> pb.ClusterAnswer:
         def read() -> pb.ClusterAnswer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from memory_store.table import PROCESS_BYTES
 from service.jobs.errors import NeverFitsError
 from workers.job_spec import JobSpec
 from workers.plan import shard_bytes
@@ -63,14 +64,20 @@ def sum_of(parts: Sequence[Resources]) -> Resources:
     )
 
 
+def larger(one: Demand, other: Demand) -> Demand:
+    """The one that asks for more processes."""
+    return max(one, other, key=lambda demand: demand.shards + demand.trainers)
+
+
 def demand_of(job: JobSpec) -> Demand:
-    """A CPU for every process, a GPU for every trainer of a job that insists on them, and the memory of the tables."""
+    """A CPU for every process, a GPU for every trainer of a job that insists on them, and the memory of the shards: what
+    memory_store/actor.py asks Ray for."""
     tables = job.tables()
     table_bytes = shard_bytes(tables, job.store.shards) if tables else 0
     inside = job.store.carrier == "in_process"
     return Demand(
         shards=job.store.shards if tables and not inside else 0,
-        shard=Resources(cpus=1, memory_bytes=0 if inside else table_bytes),
+        shard=Resources(cpus=1, memory_bytes=0 if inside else PROCESS_BYTES + table_bytes),
         trainers=job.train.trainers,
         trainer=Resources(
             cpus=1,

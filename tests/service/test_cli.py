@@ -14,6 +14,9 @@ from typer.testing import CliRunner, Result
 
 from memory_store.errors import CutError, StoreError, UsageError
 from service.cli import app
+from service.cli.asking import complete_job
+from tests.service.jobs.new_jobs import new_job
+from tests.service.jobs.running_service import TENANTS, running_service
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = "examples/quickstart.yaml"
@@ -198,3 +201,18 @@ assert not heavy(), heavy()
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--twin" in done.stdout.splitlines()
+
+
+def test_jobs_are_completed_with_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with running_service(tmp_path / "service") as service:
+        (tmp_path / "token").write_text(TENANTS["ann"])
+        monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("PKM_SERVER", f"127.0.0.1:{service.port}")
+        job = service.database.submit(new_job("r1"))
+        assert complete_job(job.id[:3]) == [(job.id, f"{job.name}, queued")]
+        assert complete_job("0") == []
+        monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "none"))
+        assert complete_job(job.id[:3]) == []
+        monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("PKM_SERVER", "127.0.0.1:1")
+        assert complete_job(job.id[:3]) == []

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,12 +162,19 @@ def test_a_job_moves_to_more_shards(served: Served, straight: RunFolder) -> None
     moved = served.pkm("reshard", job, "--shards", "3", "--json")
     assert moved.returncode == 0, moved.stderr
     assert json.loads(moved.stdout)["shards"] == 3
+    other = served.submit(**LONG)
+    until(lambda: served.state(other) == "running" or served.state(job) == "succeeded")
+    if served.state(job) == "running":
+        crowded = served.pkm("reshard", job, "--shards", "5")
+        assert crowded.returncode == 2
+        assert "other jobs have taken 3 CPUs" in crowded.stderr
+    served.pkm("cancel", other)
     refused = served.pkm("reshard", job, "--shards", "900")
     assert refused.returncode == 2
-    assert "asks for 900 shards" in refused.stderr
     served.wait_for(job, "succeeded")
     assert served.details(job)["job"]["demand"]["shards"] == 3
     assert_same_end(served, job, straight)
+    served.wait_for(other, "cancelled")
 
 
 def test_commands_end_with_the_codes_that_scripts_expect(served: Served, tmp_path: Path) -> None:
@@ -190,6 +199,20 @@ def test_commands_end_with_the_codes_that_scripts_expect(served: Served, tmp_pat
     assert served.pkm("status", job).returncode == 101
     served.pkm("cancel", job)
     served.wait_for(job, "cancelled")
+
+
+def test_ray_answers_nobody_without_its_token(served: Served) -> None:
+    dashboard = json.loads((served.folder / "ray.json").read_text())["dashboard"]
+    job = {"entrypoint": f"touch {served.folder}/broken-in"}
+    for path, data in (("/api/jobs/", None), ("/nodes", None), ("/api/jobs/", json.dumps(job).encode())):
+        request = urllib.request.Request(
+            f"{dashboard}{path}", data, {"Content-Type": "application/json", "Authorization": "Bearer wrong"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        assert refused.value.code in (401, 403)
+        refused.value.close()
+    assert not (served.folder / "broken-in").exists()
 
 
 def test_no_secret_is_in_arguments_logs_or_the_database(served: Served) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from protos import jobs_pb2 as pb
 from service.jobs.api import SERVICE, JobApi
+from service.jobs.folder import ServiceFolder
 from service.jobs.states import JobState
 from tests.service.jobs.running_service import TENANTS, Caller, Service, running_service
 from tests.small_job import small_job
@@ -200,3 +201,30 @@ def test_who_stops_watching_is_forgotten(tmp_path: Path, service: Service, ann: 
     while watchers._waiting and time.monotonic() < deadline:
         time.sleep(0.01)
     assert watchers._waiting == {}
+
+
+# ---- moving ------------------------------------------------------------------------------------------------------
+
+
+def test_a_move_is_refused_where_the_job_would_lose_its_place_for_it(service: Service, ann: Caller) -> None:
+    """Of 64 CPUs, another job has 30."""
+    jobs = []
+    for number, shards in enumerate((2, 29)):
+        request = submission(service, f"r-{number}", store__carrier="auto", store__shards=shards)
+        jobs.append(ann.call("Submit", request).id)
+        service.database.move(jobs[-1], JobState.STARTING, "")
+        service.database.move(jobs[-1], JobState.RUNNING, "")
+    run = ServiceFolder(service.data.parent).run("ann", jobs[0])
+    run.create(small_job(service.data / "shared" / "corpus", store__carrier="auto"))
+    move = pb.ReshardRequest(id=jobs[0], shards=40)
+    code, said = refused(ann, "Reshard", move)
+    assert (code, run.move_path.exists()) == (grpc.StatusCode.FAILED_PRECONDITION, False)
+    assert "ask for 41 CPUs" in said
+    assert "other jobs have taken 30 CPUs" in said
+    service.database.move(jobs[1], JobState.FAILED, "")
+    asked = Caller(ann.channel, ann.metadata)
+    with pytest.raises(grpc.RpcError) as waited:
+        asked.call("Reshard", move, timeout=2)
+    assert waited.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # nobody is there who moves it
+    assert run.move_path.exists()
+    assert service.database.get(jobs[0]).demand.shards == 40

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory_store.actor import shard_bundles
 from service.jobs.demand import GIB, Demand, Resources, check_ever_fits, demand_of
 from service.jobs.errors import NeverFitsError
 from tests.small_job import small_job
@@ -88,3 +89,12 @@ def test_a_dense_job_asks_for_no_shards(tmp_path: Path) -> None:
     demand = demand_of(small_job(tmp_path, store__carrier="auto", memory=None))
     assert demand.shards == 0
     assert demand.total() == Resources(cpus=1)
+
+
+def test_what_is_reckoned_with_is_what_ray_is_asked_for() -> None:
+    job = small_job(Path("/nowhere"), store__carrier="auto", store__shards=3)
+    demand = demand_of(job)
+    bundles = shard_bundles(job.tables(), 3)
+    assert len(bundles) == demand.shards
+    assert max(bundle["memory"] for bundle in bundles) == demand.shard.memory_bytes
+    assert {bundle["CPU"] for bundle in bundles} == {demand.shard.cpus}
