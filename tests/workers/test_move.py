@@ -136,7 +136,7 @@ def test_impossible_moves_are_refused_at_once(corpus: Path, tmp_path: Path) -> N
         moved(small_job(corpus), Move(shards=2000, trainers=1))
     run = RunFolder(tmp_path / "run")
     run.create(small_job(corpus))
-    with pytest.raises(UsageError, match="in_process, which has no shards to move"):
+    with pytest.raises(UsageError, match="in_process, and so no shards to move"):
         ask_to_move(run, Move(shards=2, trainers=1), 1)
     run.save_job(small_job(corpus, store__carrier="auto"))
     with pytest.raises(StoreError, match=r"has not moved within 0\.5 s"):
