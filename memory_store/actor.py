@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,18 @@ class ShardBinding:
     process: int
 
 
+@dataclass(frozen=True)
+class ShardUse:
+    """What a shard's process has used since it started: seconds of processor time, and calls that it answered; and the bytes
+    of memory that it holds now."""
+
+    address: str
+    incarnation: str
+    processor_seconds: float
+    calls: int
+    memory_bytes: int
+
+
 class ShardActor:
     """The process of one shard. Its table is ready, and its port open, when the constructor returns."""
 
@@ -73,6 +86,17 @@ class ShardActor:
         """Where this shard answers."""
         node = ray.get_runtime_context().get_node_id()
         return ShardBinding(self._address, self._incarnation, node, os.getpid())
+
+    def use(self) -> ShardUse:
+        """What this process uses of its host."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return ShardUse(
+            self._address,
+            self._incarnation,
+            time.process_time(),
+            self._server.calls,
+            pages * os.sysconf("SC_PAGE_SIZE"),
+        )
 
     def process_id(self) -> int:
         """The process, for those who watch it or test its death."""
@@ -105,6 +129,15 @@ class ShardGroup:
                 f"Shard {shard} of job {self.job!r} did not start within {timeout_s:g} s ({type(error).__name__})."
             ) from None
         return ShardBinding(answer.address, answer.incarnation, answer.node, answer.process)
+
+    def use(self, shard: int, timeout_s: float) -> ShardUse:
+        """What a shard uses of its host. Raises StoreError if it does not say so in time."""
+        try:
+            actor = ray.get_actor(self.actor_name(shard), namespace=self.namespace)
+            answer: Any = ray.get(actor.use.remote(), timeout=timeout_s)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise StoreError(f"Shard {shard} does not say what it uses ({type(error).__name__}).") from None
+        return ShardUse(**vars(answer))
 
     def connect(
         self,

@@ -168,16 +168,32 @@ class WatchRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., changes_seen: _Optional[int] = ...) -> None: ...
 
 class WatchUpdate(_message.Message):
-    __slots__ = ("job", "changes", "changes_seen", "progress")
+    __slots__ = ("job", "changes", "changes_seen", "progress", "shards")
     JOB_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     CHANGES_SEEN_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
     job: Job
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     changes_seen: int
     progress: Progress
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., changes_seen: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    shards: _containers.RepeatedCompositeFieldContainer[ShardLoad]
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., changes_seen: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[ShardLoad, _Mapping]]] = ...) -> None: ...
+
+class ShardLoad(_message.Message):
+    __slots__ = ("shard", "address", "busy_cores", "calls_per_second", "memory_bytes")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_CORES_FIELD_NUMBER: _ClassVar[int]
+    CALLS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    address: str
+    busy_cores: float
+    calls_per_second: float
+    memory_bytes: int
+    def __init__(self, shard: _Optional[int] = ..., address: _Optional[str] = ..., busy_cores: _Optional[float] = ..., calls_per_second: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "step", "steps", "loss", "tokens_per_second", "memory_usage", "seconds_left")

@@ -15,7 +15,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,9 +36,10 @@ from service.jobs.errors import (
 from service.jobs.job import Change, Job
 from service.jobs.states import JobState
 from service.jobs.tokens import bearer
-from service.jobs.wire import change_of, job_of, progress_of, resources_of, state_message
+from service.jobs.wire import change_of, job_of, load_of, progress_of, resources_of, state_message
 from workers.job_spec import JobSpec
 from workers.report import Progress, StepRecord
+from workers.shard_load import ShardLoad
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
 _PAGE = 500
@@ -93,11 +94,13 @@ class JobDetails:
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """A job as it is, the states it has come into since the update before, and how far it is while it has a process."""
+    """A job as it is, the states it has come into since the update before, and how far it is
+    and how busy its shards are while it has a process."""
 
     job: Job
     changes: tuple[Change, ...]
     progress: Progress | None = None
+    shards: tuple[ShardLoad, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,8 +252,13 @@ class Client:
         for update in self._stream("Watch", request, patience_s):
             seen = update.changes_seen
             progress = progress_of(update.progress) if update.HasField("progress") else None
-            found = JobUpdate(job_of(update.job), tuple(map(change_of, update.changes)), progress)
-            if told is None or found.changes or (found.job, progress) != (told.job, told.progress):
+            found = JobUpdate(
+                job_of(update.job),
+                tuple(map(change_of, update.changes)),
+                progress,
+                tuple(map(load_of, update.shards)),
+            )
+            if told is None or found.changes or replace(found, changes=told.changes) != told:
                 told = found  # a new connection begins with what is known
                 yield found
 

@@ -23,6 +23,7 @@ from service.progress import ProgressDisplay, duration
 if TYPE_CHECKING:
     from service.client import JobUpdate
     from workers.report import StepRecord
+    from workers.shard_load import ShardLoad
 
 CURVE_COLUMNS = 60
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -89,7 +90,7 @@ def render(update: JobUpdate, records: Sequence[StepRecord]) -> Group:
             figures.add_row("left", duration(progress.seconds_left))
         if progress.memory_usage is not None:
             figures.add_row("memory usage", f"{progress.memory_usage:.0%} of the rows lately")
-        parts.append(ProgressBar(total=progress.steps, completed=progress.step, width=CURVE_COLUMNS))
+        figures.add_row("", ProgressBar(total=progress.steps, completed=progress.step, width=CURVE_COLUMNS))
     validated = next((record for record in reversed(records) if record.validation_perplexity), None)
     if validated is not None:
         kl = "" if validated.validation_kl is None else f", KL to uniform {validated.validation_kl:.3f} nats"
@@ -100,7 +101,20 @@ def render(update: JobUpdate, records: Sequence[StepRecord]) -> Group:
         losses = [record.loss for record in records]
         figures.add_row("loss", f"{losses[-1]:.4f}")
         parts.append(Text(f"{curve(losses)}  {max(losses):.2f} to {min(losses):.2f}"))
+    if update.shards:
+        shards = Table("shard", "address", "busy cores", "calls/s", "memory", box=None, padding=(0, 2))
+        for load in update.shards:
+            shards.add_row(*load_cells(load))
+        parts.append(shards)
     return Group(*parts)  # type: ignore[arg-type]  # rich's own union of what can be drawn
+
+
+def load_cells(load: ShardLoad) -> tuple[str, str, str, str, str]:
+    """A line of a table of shards."""
+    return (
+        str(load.shard), load.address, f"{load.busy_cores:.2f}", f"{load.calls_per_second:.0f}",
+        f"{load.memory_bytes / 2**20:,.0f} MiB",
+    )  # fmt: skip
 
 
 def curve(values: Sequence[float], columns: int = CURVE_COLUMNS) -> str:

@@ -5,6 +5,7 @@ metrics.jsonl    one line per step (report.py: StepRecord)
 events.jsonl     what else has happened: restarts, cuts that failed (events.py: Event)
 report.json      the figures of the finished run (report.py: Report)
 job.log          what the processes of the run printed, if a service runs it
+status.json      how far a job of a service is, outcome.json how it ended (job_status.py); shards.json how busy its shards are
 access-map.arrow how often each pair of sub-keys was used on held-out text
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)

@@ -145,6 +145,7 @@ def _train_on_ray(
     from memory_store.actor import NAMESPACE, start_shards
     from workers import ray_cluster
     from workers.job_certificates import make_certificates
+    from workers.shard_loads import LoadWatch
     from workers.trainer_actors import run_trainers
     from workers.watch import Watch
 
@@ -174,7 +175,7 @@ def _train_on_ray(
     if place is None:
         return None
     on_progress(Progress("starting", _last_step(run), job.train.steps))
-    shards = watch = None
+    shards = watch = loads = None
     try:
         if job.memory:
             logs = run.logs_path if job.store.durability == "log" else None
@@ -195,6 +196,8 @@ def _train_on_ray(
             job.train.silent_after,
             lambda what: tell(run.events_path, "silent", _last_step(run), what),
         )
+        if group is not None and cluster is not None:
+            loads = LoadWatch(group, run.path)
         threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
         run_trainers(
             partial(_train_worker, job.model_dump_json(), str(run.path), group),
@@ -208,6 +211,8 @@ def _train_on_ray(
             },
         )
     finally:
+        if loads is not None:
+            loads.stop()
         if watch is not None:
             watch.stop()
         if shards is not None:

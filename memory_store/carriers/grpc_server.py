@@ -59,6 +59,7 @@ class ShardServer(grpc.GenericRpcHandler):
         self._host = host
         self._token = token.encode()
         self._payload_bytes_max = payload_bytes_max
+        self.calls = 0  # answered so far, about: threads that count at once may count one
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=CALLS_MAX, thread_name_prefix="shard-call"),
             handlers=[self],
@@ -94,6 +95,7 @@ class ShardServer(grpc.GenericRpcHandler):
             request, terms = read_frames(requests, self._payload_bytes_max)
             if not isinstance(request, m.Request):
                 raise StoreError(f"A {type(request).__name__} is no request.")
+            self.calls += 1
             reply = self._host.call(request, terms.timeout_ms / 1000)
             yield from frames(reply, Terms(wire=terms.wire))
         except PkmError as error:

@@ -137,12 +137,13 @@ def cuts(job: JobId, server: ServerOption = None, output: OutputOption = "table"
 
 
 def top(server: ServerOption = None, output: OutputOption = "table") -> None:
-    """Show what the cluster has, what jobs take of it, and your jobs that run."""
+    """Show what the cluster has, what jobs take of it, and your jobs that run, with their shards."""
+    from service.job_view import load_cells
     from service.jobs.states import WITH_DRIVER
 
     with ask(server) as client:
         load = client.cluster()
-        running = list(client.list(sorted(WITH_DRIVER)))
+        running = [next(client.watch(job.id)) for job in client.list(sorted(WITH_DRIVER))]
     if output == "json":
         print_json({"cluster": load, "jobs": running})
         return
@@ -154,4 +155,8 @@ def top(server: ServerOption = None, output: OutputOption = "table") -> None:
         }
     )
     typer.echo()
-    print_jobs(running, output)
+    print_jobs([update.job for update in running], output)
+    shards = [(update.job.id, *load_cells(shard)) for update in running for shard in update.shards]
+    if shards:
+        typer.echo()
+        print_table(("JOB", "SHARD", "ADDRESS", "BUSY CORES", "CALLS/S", "MEMORY"), shards)

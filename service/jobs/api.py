@@ -32,13 +32,21 @@ from service.jobs.scheduling import Quotas
 from service.jobs.states import ENDED, WITH_DRIVER, JobState
 from service.jobs.tokens import Tokens
 from service.jobs.watchers import Watchers
-from service.jobs.wire import change_message, job_message, progress_message, resources_message, state_of
+from service.jobs.wire import (
+    change_message,
+    job_message,
+    load_message,
+    progress_message,
+    resources_message,
+    state_of,
+)
 from workers.job_spec import JobSpec
 from workers.job_status import read_status
 from workers.move import Move, begin_move, moved, pause_of_move
 from workers.preflight import check_corpus
 from workers.report import Progress, read_records
 from workers.run_folder import RunFolder
+from workers.shard_load import ShardLoad, read_loads
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
 _PAGE = 100
@@ -164,30 +172,35 @@ class JobApi:
 
     async def _watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
         job = await asyncio.to_thread(self._database.find, tenant, request.id)
-        seen, told, got_on = request.changes_seen, None, None
+        seen = request.changes_seen
+        told: tuple[KeptJob, Progress | None, tuple[ShardLoad, ...]] | None = None
         with self._watchers.waiting_for(job.number) as changed:
             while True:
                 changed.clear()
-                job, changes, progress = await asyncio.to_thread(self._look, job.id)
+                job, changes, progress, loads = await asyncio.to_thread(self._look, job.id)
                 fresh = changes[seen:]
                 seen = len(changes)
-                if job != told or fresh or progress != got_on:
-                    told, got_on = job, progress
+                if fresh or (job, progress, loads) != told:
+                    told = job, progress, loads
                     yield pb.WatchUpdate(
                         job=job_message(job),
                         changes=map(change_message, fresh),
                         changes_seen=seen,
                         progress=progress_message(progress) if progress else None,
+                        shards=map(load_message, loads),
                     )
                 if job.state in ENDED:
                     return
                 await changed.wait()
 
-    def _look(self, job_id: str) -> tuple[KeptJob, list[Change], Progress | None]:
+    def _look(self, job_id: str) -> tuple[KeptJob, list[Change], Progress | None, tuple[ShardLoad, ...]]:
         # In this order: the changes then hold the one that brought the job where it is.
         job = self._database.get(job_id)
-        status = read_status(self._run(job).path, job.attempt) if job.state in WITH_DRIVER else None
-        return job, self._database.changes(job), status.progress if status else None
+        changes, run = self._database.changes(job), self._run(job).path
+        if job.state not in WITH_DRIVER:
+            return job, changes, None, ()
+        status = read_status(run, job.attempt)
+        return job, changes, status.progress if status else None, read_loads(run)
 
     async def _logs(self, request: pb.LogsRequest, tenant: str) -> AsyncIterator[pb.LogPart]:
         job = await asyncio.to_thread(self._database.find, tenant, request.id)

@@ -9,6 +9,7 @@ from service.jobs.demand import Demand, Resources
 from service.jobs.job import Change, Job
 from service.jobs.states import JobState, Wanted
 from workers.report import Progress
+from workers.shard_load import ShardLoad
 
 
 def job_message(job: Job) -> pb.Job:
@@ -118,4 +119,18 @@ def progress_of(message: pb.Progress) -> Progress:
         tokens_per_second=given("tokens_per_second"),
         memory_usage=given("memory_usage"),
         seconds_left=given("seconds_left"),
+    )
+
+
+def load_message(load: ShardLoad) -> pb.ShardLoad:
+    return pb.ShardLoad(**load.model_dump())
+
+
+def load_of(message: pb.ShardLoad) -> ShardLoad:
+    return ShardLoad(
+        shard=message.shard,
+        address=message.address,
+        busy_cores=message.busy_cores,
+        calls_per_second=message.calls_per_second,
+        memory_bytes=message.memory_bytes,
     )

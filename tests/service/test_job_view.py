@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from service.jobs.log_file import offset_of_tail, read_log
 from service.jobs.states import JobState
 from service.profile import open_client
 from workers.report import Progress, StepRecord
+from workers.shard_load import ShardLoad
 
 ONE = Resources(cpus=1)
 
@@ -50,9 +52,23 @@ def test_the_view_shows_all_that_is_known() -> None:
         record(20, 3.0, validation_perplexity=55.5, validation_kl=1.25),
         record(30, 2.5),
     ]
-    Console(file=out, width=100).print(render(update(JobState.RUNNING, progress), records))
+    busy = ShardLoad(
+        shard=7, address="10.0.0.1:99", busy_cores=0.25, calls_per_second=42, memory_bytes=3 << 20
+    )
+    seen = replace(update(JobState.RUNNING, progress), shards=(busy,))
+    Console(file=out, width=100).print(render(seen, records))
     shown = out.getvalue()
-    figures = ["30 of 60", "12,345 tokens/s", "1:15", "42%", "1.250 nats", "2.5000"]
+    figures = [
+        "30 of 60",
+        "12,345 tokens/s",
+        "1:15",
+        "42%",
+        "1.250 nats",
+        "2.5000",
+        "10.0.0.1:99",
+        "0.25",
+        "3 MiB",
+    ]
     for figure in ["abcdefghijkm", "running: it trains", *figures]:
         assert figure in shown, figure
 
