@@ -34,7 +34,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start here: pkm train examples/quickstart.yaml",
+    epilog="Start here: pkm train examples/quickstart.yaml\n\n"
+    "Exit codes: 0 done, 1 failure, 2 usage, 3 the service does not answer, 4 not allowed, 100 the job has failed, "
+    "101 not finished, 102 no such job, 103 cancelled, 124 the time is over, 130 stopped or detached",
 )
 app.add_typer(data, name="data")
 app.command("train", epilog="Example: pkm train job.yaml --set train.lr=3e-4 --run runs/first")(train)
