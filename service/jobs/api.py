@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -49,6 +50,7 @@ from workers.run_folder import RunFolder
 from workers.shard_load import ShardLoad, read_loads
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobService"]
+STREAMS_MAX = 1000  # of one tenant: others must find room beside him
 _PAGE = 100
 _PRIORITY_MAX = 100
 _REASON_MAX = 500
@@ -83,6 +85,7 @@ class JobApi:
         self._database, self._tokens, self._folders, self._hosts = database, tokens, folders, hosts
         self._quotas = quotas or Quotas()
         self._watchers = Watchers()
+        self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed
 
     def progressed(self, number: int) -> None:
@@ -309,11 +312,20 @@ class JobApi:
         self, call: Callable[[Any, str], AsyncIterator[_Answer]], kind: type[Message]
     ) -> Callable[[bytes, _Context], AsyncIterator[_Answer]]:
         async def answer(request: bytes, context: _Context) -> AsyncIterator[_Answer]:
+            tenant = self._tenant(context)
+            if self._streams[tenant] >= STREAMS_MAX:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{STREAMS_MAX} watches and logs of yours are open already; close some of them.",
+                )
+            self._streams[tenant] += 1
             try:
-                async for part in call(_read(kind, request), self._tenant(context)):
+                async for part in call(_read(kind, request), tenant):
                     yield part
             except Exception as error:
                 await _refuse(context, error)
+            finally:
+                self._streams[tenant] -= 1
 
         return answer
 

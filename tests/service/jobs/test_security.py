@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
+from service.jobs import api
 from service.jobs.api import SERVICE, JobApi
 from service.jobs.server import MESSAGE_BYTES_MAX, Certificate
 from service.jobs.tokens import Tokens, bearer, digest_of, own_token
@@ -137,6 +139,44 @@ def test_what_is_no_message_or_too_large_is_refused_and_the_service_goes_on(serv
         with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
             connection.sendall(garbage)
     assert ann.call("List", pb.ListRequest()).jobs == []
+
+
+def test_who_opens_all_that_he_can_keeps_nobody_out(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "STREAMS_MAX", 20)
+    ann, bob = (service.caller(TENANTS[name]) for name in ("ann", "bob"))
+    job = ann.call("Submit", submission(service)).id
+    streams = [ann.call("Watch", pb.WatchRequest(id=job)) for _ in range(20)]
+    for stream in streams:
+        next(stream)
+    for method in ("Watch", "Logs"):
+        code, said = refused(ann, method, getattr(pb, f"{method}Request")(id=job))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "20 watches and logs of yours" in said
+    silent = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(300)]
+    try:
+        assert bob.call("List", pb.ListRequest()).jobs == []
+        flood = Caller(bob.channel, [*bob.metadata, ("x-flood", "x" * 40_000)])
+        with pytest.raises(grpc.RpcError):
+            flood.call("List", pb.ListRequest())
+        assert bob.call("List", pb.ListRequest()).jobs == []
+    finally:
+        for connection in silent:
+            connection.close()
+    streams[0].cancel()
+    until_true(lambda: next(ann.call("Watch", pb.WatchRequest(id=job))).job.id == job)
+
+
+def until_true(asked: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if asked():
+                return
+        except grpc.RpcError:
+            time.sleep(0.05)
+    raise AssertionError("it was refused to the end")
 
 
 def test_an_address_that_others_reach_needs_tls(tmp_path: Path) -> None:
