@@ -82,6 +82,10 @@ class Runner:
                 self._follow(job, processes.get(process_name(job)))
             except (JobConflictError, NoSuchJobError) as error:
                 _log.warning("job=%s %s", job.id, error)  # somebody was faster; the next look sees what is
+            except ClusterUnreachableError:
+                raise
+            except Exception:
+                _log.exception("job=%s could not be looked after", job.id)  # the others can
         self._start_next()
 
     def _active(self) -> list[KeptJob]:

@@ -271,6 +271,18 @@ def test_while_the_cluster_does_not_answer_nothing_is_lost(world: World) -> None
     assert world.now(job).state == JobState.STARTING
 
 
+def test_a_job_that_can_not_be_looked_after_does_not_keep_others_from_it(world: World) -> None:
+    broken, other = world.submit(), world.submit()
+    for job in (broken, other):
+        world.look()
+        world.tell(job, "training")
+        world.look()
+    (world.folder.run("ann", broken.id).path / "status.json").write_text("{")
+    world.end(other)
+    world.look()
+    assert [world.now(job).state for job in (broken, other)] == [JobState.RUNNING, JobState.SUCCEEDED]
+
+
 # ---- a service that is killed ------------------------------------------------------------------------------------
 
 
