@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
 from memory_store.access import AccessReport
 
-_TAIL_BYTES = 1 << 16
+_LINE_BYTES = 2048  # more than a line ever has
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,52 @@ def read_records(path: Path) -> list[StepRecord]:
     return [StepRecord.model_validate_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def last_record(path: Path) -> StepRecord | None:
-    """The newest whole line of metrics.jsonl, read from its end."""
+def last_records(path: Path, count: int) -> list[StepRecord]:
+    """The newest whole lines of metrics.jsonl, at most `count`, oldest first; read from its end."""
     if not path.is_file():
-        return None
+        return []
     with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        begin = max(0, os.fstat(file.fileno()).st_size - count * _LINE_BYTES)
+        file.seek(begin)
         lines = file.read().split(b"\n")[:-1]
-    return StepRecord.model_validate_json(lines[-1]) if lines else None
+    if begin:
+        del lines[0]  # not whole, it may be
+    return [StepRecord.model_validate_json(line) for line in lines[-count:]]
+
+
+def last_record(path: Path) -> StepRecord | None:
+    """The newest whole line of metrics.jsonl."""
+    return next(iter(last_records(path, 1)), None)
+
+
+def records_after(path: Path, step: int, count: int) -> list[StepRecord]:
+    """The first `count` whole lines of metrics.jsonl that are of later steps than `step`; only they are read."""
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        # Lines are in the order of their steps, so that the first one is found by halving.
+        low, high = 0, os.fstat(file.fileno()).st_size
+        while low < high:
+            middle = (low + high) // 2
+            line = _line_from(file, middle)
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                low = middle + 1
+            else:
+                high = middle
+        found: list[StepRecord] = []
+        line = _line_from(file, low)
+        while line.endswith(b"\n") and len(found) < count:
+            found.append(StepRecord.model_validate_json(line))
+            line = file.readline()
+    return found
+
+
+def _line_from(file: BinaryIO, offset: int) -> bytes:
+    """The first line that begins at `offset` or later."""
+    file.seek(max(0, offset - 1))
+    if offset:
+        file.readline()
+    return file.readline()
 
 
 def forget_after(path: Path, step: int) -> None:

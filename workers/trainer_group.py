@@ -42,7 +42,7 @@ from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
 from workers.preflight import check_corpus, check_job
 from workers.ranks import Ranks
-from workers.report import EvaluationReport, Progress, Report, last_record, read_records
+from workers.report import EvaluationReport, Progress, Report, last_record, last_records, read_records
 from workers.run_folder import RunFolder
 from workers.training import Trainer
 from workers.training_cut import latest_cut
@@ -334,7 +334,7 @@ def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], N
             record = last_record(run.metrics_path)
             if record is None or record.step == told:
                 continue
-            recent = read_records(run.metrics_path)[-_RECENT_LINES:]
+            recent = last_records(run.metrics_path, _RECENT_LINES)
             usage = next(
                 (line.memory_usage for line in reversed(recent) if line.memory_usage is not None), usage
             )

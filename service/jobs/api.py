@@ -45,7 +45,7 @@ from workers.job_spec import JobSpec
 from workers.job_status import read_status
 from workers.move import Move, begin_move, moved, pause_of_move
 from workers.preflight import check_corpus
-from workers.report import Progress, read_records
+from workers.report import Progress, records_after
 from workers.run_folder import RunFolder
 from workers.shard_load import ShardLoad, read_loads
 
@@ -226,7 +226,7 @@ class JobApi:
 
         def read() -> pb.MetricsPage:
             run = self._run(self._database.find(tenant, request.id))
-            found = [record for record in read_records(run.metrics_path) if record.step > request.after_step]
+            found = records_after(run.metrics_path, request.after_step, limit + 1)
             return pb.MetricsPage(
                 records=[record.model_dump_json(exclude_none=True) for record in found[:limit]],
                 more=len(found) > limit,
