@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -54,8 +53,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError, NotImplementedError):  # not in the main thread: a test
-            loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stopped.set)
     runner = Runner(database, cluster, settings.folder, settings.quotas)
     api = JobApi(database, settings.tokens, settings.folder, cluster.hosts, settings.quotas)
     runner.on_progress = api.progressed

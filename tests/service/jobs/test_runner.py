@@ -6,13 +6,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memory_store.errors import UsageError
 from service.jobs.cluster import ClusterUnreachableError, ProcessState
 from service.jobs.database import JobDatabase, KeptJob, NewJob
-from service.jobs.demand import GIB, Demand, Resources
+from service.jobs.demand import GIB, Demand, Resources, demand_of
 from service.jobs.errors import JobConflictError, NeverFitsError
 from service.jobs.folder import ServiceFolder
 from service.jobs.runner import STARTS_IN_VAIN_MAX, Runner, process_name
@@ -40,11 +41,13 @@ class FakeCluster:
     runs: dict[str, tuple[Path, int]] = field(default_factory=dict)
     die: str = ""
     answers: bool = True
+    alone: Resources | None = None
 
     def hosts(self) -> Sequence[Resources]:
         return [HOST]
 
     def start(self, process: str, run: Path, attempt: int, job_id: str, alone: Resources | None) -> None:
+        self.alone = alone
         if self.die == "before":
             raise KilledError
         if process not in self.known:
@@ -281,6 +284,24 @@ def test_a_job_that_can_not_be_looked_after_does_not_keep_others_from_it(world: 
     world.end(other)
     world.look()
     assert [world.now(job).state for job in (broken, other)] == [JobState.RUNNING, JobState.SUCCEEDED]
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes_it"),
+    [
+        ({"store__carrier": "auto"}, False),
+        ({"store__carrier": "auto", "memory": None}, False),  # no shards, but trainers in a placement group
+        ({"store__carrier": "in_process"}, True),
+    ],
+)
+def test_only_a_driver_that_trains_itself_takes_what_that_needs(
+    world: World, changes: dict[str, Any], takes_it: bool
+) -> None:
+    spec = small_job(Path("/nowhere"), **changes)
+    demand = demand_of(spec)
+    world.database.submit(NewJob("ann", "r", "small", spec.model_dump_json(), demand, 0))
+    world.look()
+    assert world.cluster.alone == (demand.trainer if takes_it else None)
 
 
 # ---- a service that is killed ------------------------------------------------------------------------------------
