@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from memory_store.errors import UsageError
+from service.jobs.job import Job
 from workers.run_folder import RunFolder
 
 SHARED = "shared"
@@ -46,3 +47,7 @@ class ServiceFolder:
     def run(self, tenant: str, job_id: str) -> RunFolder:
         """The run folder of a job."""
         return RunFolder(self._runs / tenant / job_id)
+
+    def run_of(self, job: Job) -> RunFolder:
+        """The run folder of a job that is known."""
+        return self.run(job.tenant, job.id)

@@ -92,7 +92,7 @@ class Runner:
         return self._database.newest(states=sorted(WITH_DRIVER), limit=1000)
 
     def _run(self, job: KeptJob) -> RunFolder:
-        return self._folders.run(job.tenant, job.id)
+        return self._folders.run_of(job)
 
     # ---- starting ------------------------------------------------------------------------------------------------
 

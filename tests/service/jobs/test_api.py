@@ -13,9 +13,10 @@ import grpc
 import pytest
 
 from protos import jobs_pb2 as pb
-from service.jobs.api import SERVICE, JobApi
+from service.jobs.api import SERVICE
 from service.jobs.folder import ServiceFolder
 from service.jobs.states import JobState
+from service.jobs.views import Views
 from tests.service.jobs.running_service import TENANTS, Caller, Service, running_service
 from tests.small_job import small_job
 
@@ -175,15 +176,15 @@ def test_no_change_is_missed_between_looking_and_waiting(
     """A change that comes when the watch has looked already, and does not wait yet."""
     job = ann.call("Submit", submission(service))
     states = iter([JobState.STARTING, JobState.RUNNING, JobState.FAILED])
-    look = JobApi._look
+    look = Views._look
 
-    def look_too_early(api: JobApi, job_id: str) -> Any:
-        seen = look(api, job_id)
+    def look_too_early(views: Views, job_id: str) -> Any:
+        seen = look(views, job_id)
         for state in islice(states, 1):
             service.database.move(job_id, state, "")
         return seen
 
-    monkeypatch.setattr(JobApi, "_look", look_too_early)
+    monkeypatch.setattr(Views, "_look", look_too_early)
     updates = list(ann.call("Watch", pb.WatchRequest(id=job.id)))
     assert [update.job.state for update in updates] == [pb.QUEUED, pb.STARTING, pb.RUNNING, pb.FAILED]
 

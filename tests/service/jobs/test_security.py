@@ -17,8 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs import api
-from service.jobs.api import SERVICE, JobApi
+from service.jobs.api import SERVICE
 from service.jobs.server import MESSAGE_BYTES_MAX, Certificate
+from service.jobs.submissions import Submissions
 from service.jobs.tokens import Tokens, bearer, digest_of, own_token
 from tests.service.jobs.running_service import TENANTS, Caller, Service, running_service
 from tests.service.jobs.test_api import refused, submission
@@ -104,7 +105,7 @@ def test_an_error_inside_tells_nothing_of_itself(
 
     for name in ("submit", "find", "newest", "cancel", "pause", "resume"):
         monkeypatch.setattr(service.database, name, broken)
-    monkeypatch.setattr(JobApi, "_take", broken)
+    monkeypatch.setattr(Submissions, "_take", broken)
     code, said = refused(service.caller(TENANTS["ann"]), method, empty_request_that_passes(method))
     assert code == grpc.StatusCode.INTERNAL
     assert CANARY not in said
