@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -286,6 +287,20 @@ class StoreClient:
         future = self._carriers[shard].submit(request, self._timeout_s)
         self._unconfirmed.append(future)
         return future
+
+    def replace_rows(self, table: str, rows: NDArray[np.int64], values: FloatArray) -> None:
+        """Put `values` `[U, D]` in the place of distinct rows int64 `[U]` at the end of the step under way.
+
+        Their optimizer state starts anew. `step` waits for it, and says if a shard has refused it.
+        """
+        spec = self.specs[table]
+        addresses = addresses_of(rows, spec.rows)
+        order = np.argsort(addresses)
+        addresses, values = addresses[order], np.ascontiguousarray(values[order], dtype=spec.compute_dtype)
+        edges = np.searchsorted(addresses, self._bounds[table])
+        for shard, (begin, end) in enumerate(pairwise(edges)):
+            part = slice(int(begin), int(end))
+            self.contribute(shard, m.ReplaceRows, table=table, addresses=addresses[part], values=values[part])
 
     def step(
         self, learning_rates: Mapping[str, float], clip_norms: Mapping[str, float] | None = None

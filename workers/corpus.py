@@ -79,6 +79,8 @@ class CorpusSettings(_Record):
     text_column: str
     validation_share: float
     test_share: float
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer that was taken from another corpus."""
 
 
 class CorpusInfo(CorpusSettings):
@@ -117,7 +119,8 @@ def prepare_corpus(
     files: Sequence[Path],
     folder: Path,
     *,
-    vocab_size: int,
+    vocab_size: int | None = None,
+    tokenizer_of: Path | None = None,
     text_column: str = "text",
     validation_share: float = 0.02,
     test_share: float = 0.04,
@@ -125,11 +128,18 @@ def prepare_corpus(
 ) -> CorpusInfo:
     """Make the corpus `folder` out of text files; one already made of the same is left as it is.
 
-    The shares are of the characters. Raises UsageError for files or settings that can't be used, and if
+    A tokenizer of `vocab_size` tokens is learned, or that of the corpus `tokenizer_of` is taken. The shares are of the
+    characters. Raises UsageError for files or settings that can't be used, and if
     `folder` holds anything else.
     """
     progress = on_progress or (lambda phase, share: None)
-    settings = _settings(files, vocab_size, text_column, validation_share, test_share)
+    taken = None
+    if tokenizer_of is not None:
+        source = open_corpus(tokenizer_of)
+        taken, vocab_size = source.tokenizer, source.info.vocabulary_size
+    if vocab_size is None:
+        raise UsageError("Say how many tokens the vocabulary has, or name a corpus whose tokenizer to take.")
+    settings = _settings(files, vocab_size, text_column, validation_share, test_share, taken)
     if made := _made_already(folder, settings):
         progress("prepared already", 1.0)
         return made
@@ -141,8 +151,10 @@ def prepare_corpus(
         return _reported(split_documents(documents, ranges), phase, characters, progress)
 
     with _whole_or_not_at_all(folder) as unfinished:
-        training = takewhile(_is_training, parts("training the tokenizer", len(ranges["train"])))
-        tokenizer = train_tokenizer((text for _, text in training), vocab_size)
+        tokenizer = taken
+        if tokenizer is None:
+            training = takewhile(_is_training, parts("training the tokenizer", len(ranges["train"])))
+            tokenizer = train_tokenizer((text for _, text in training), vocab_size)
         (unfinished / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         for split, group in groupby(parts("encoding", sum(lengths)), key=lambda part: part[0]):
             blocks = encode_documents(tokenizer, (text for _, text in group))
@@ -157,8 +169,11 @@ def prepare_corpus(
     return info
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open a corpus. Raises UsageError if there is none, or naming a file that is missing or damaged."""
+def open_corpus(folder: Path, *, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Open a corpus. Raises UsageError if there is none, or naming a file that is missing or damaged.
+
+    With `tokenizer`, also if the corpus was made with another one.
+    """
     info = _read_info(folder)
     for file in info.files:
         path = folder / file.name
@@ -166,13 +181,23 @@ def open_corpus(folder: Path) -> Corpus:
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
-    tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
+    own = _open(folder / TOKENIZER_FILE, load_tokenizer)
+    if tokenizer is not None and tokenizer.to_str() != own.to_str():
+        raise UsageError(
+            f"{folder} was made with another tokenizer than the run's; prepare the text again with that of the run's "
+            "corpus: pkm data prepare FILES... --tokenizer CORPUS --out FOLDER"
+        )
     splits = {split: _open(folder / f"{split}.arrow", map_tokens) for split in SPLITS}
-    return Corpus(folder, info, tokenizer, splits)
+    return Corpus(folder, info, own, splits)
 
 
 def _settings(
-    files: Sequence[Path], vocabulary_size: int, text_column: str, validation_share: float, test_share: float
+    files: Sequence[Path],
+    vocabulary_size: int,
+    text_column: str,
+    validation_share: float,
+    test_share: float,
+    tokenizer: Tokenizer | None,
 ) -> CorpusSettings:
     check_vocabulary_size(vocabulary_size)
     if not (validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1):
@@ -187,6 +212,7 @@ def _settings(
         text_column=text_column,
         validation_share=validation_share,
         test_share=test_share,
+        tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest() if tokenizer else None,
     )
 
 
@@ -271,7 +297,7 @@ def _split_info(path: Path, characters: range) -> SplitInfo:
 
 
 def _info_to_json(info: CorpusInfo) -> bytes:
-    body: dict[str, Any] = info.model_dump(mode="json")
+    body: dict[str, Any] = info.model_dump(mode="json", exclude_none=True)
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": checksum}, indent=2).encode() + b"\n"
 

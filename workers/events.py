@@ -12,9 +12,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-EventKind = Literal["restart", "cut_failed", "steps_skipped", "silent", "reshard"]
+EventKind = Literal["restart", "cut_failed", "steps_skipped", "silent", "reshard", "revival"]
 
 _log = logging.getLogger(__name__)
+
+
+class RevivedKeys(BaseModel):
+    """Dead sub-keys of one half of a memory head, and those from which they were re-seeded, one for each (revival.py)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    head: int
+    half: int
+    sub_keys: list[int]
+    donors: list[int]
 
 
 class Event(BaseModel):
@@ -27,11 +39,19 @@ class Event(BaseModel):
     step: int
     message: str
     seconds: float | None = None
+    revived: list[RevivedKeys] | None = None
 
 
-def tell(path: Path, kind: EventKind, step: int, message: str, seconds: float | None = None) -> None:
+def tell(
+    path: Path,
+    kind: EventKind,
+    step: int,
+    message: str,
+    seconds: float | None = None,
+    revived: list[RevivedKeys] | None = None,
+) -> None:
     """Add an event that happens now; a disk that does not take it is no reason to stop."""
-    event = Event(time=time.time(), kind=kind, step=step, message=message, seconds=seconds)
+    event = Event(time=time.time(), kind=kind, step=step, message=message, seconds=seconds, revived=revived)
     _log.warning("step %d: %s", step, message)
     try:
         with open(path, "ab", buffering=0) as file:

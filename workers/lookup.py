@@ -26,15 +26,18 @@ from memory_store.lookups import Lookup
 
 
 def begin_lookup(
-    table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False
+    table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False, learning: Tensor | None = None
 ) -> Waiting[Tensor]:
     """Ask for weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]`; what comes back waits for them `[T, D]`.
 
     The sums have the type and device of the weights. With gradients enabled, the rows' gradients are
-    collected even where the weights need none (a frozen model whose table learns). `track` counts the
-    accesses. Raises what `TableHandle.begin_lookup` and its wait raise.
+    collected even where the weights need none (a frozen model whose table learns). With `learning`, bool `[T, M]`, only
+    its entries have gradients: of their rows and of their weights. `track` counts the accesses. Raises what
+    `TableHandle.begin_lookup` and its wait raise.
     """
     keep = torch.is_grad_enabled()
+    if keep and learning is not None:
+        return _begin_partly_learning(table, rows, weights, track, learning)
     if keep and not weights.requires_grad:
         weights = weights.detach().requires_grad_()
     exchange = _Exchange()
@@ -43,6 +46,25 @@ def begin_lookup(
     def take() -> Tensor:
         sums: Tensor = _Take.apply(ticket, exchange)  # type: ignore[no-untyped-call]
         return sums
+
+    return take
+
+
+def _begin_partly_learning(
+    table: TableHandle, rows: Tensor, weights: Tensor, track: bool, learning: Tensor
+) -> Waiting[Tensor]:
+    """The sums of all entries, from one lookup, with the gradient of the learning ones, from another."""
+    with torch.no_grad():
+        whole = begin_lookup(table, rows, weights, track=track)
+    if not learning.any():
+        return whole
+    # The others' places are taken by a row that learns anyway, with weight 0.
+    a_row = rows[learning][0]
+    part = begin_lookup(table, torch.where(learning, rows, a_row), torch.where(learning, weights, 0.0))
+
+    def take() -> Tensor:
+        learned = part()
+        return whole() + (learned - learned.detach())
 
     return take
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from pydantic import BaseModel, ConfigDict
 
 from memory_store.access import AccessReport
+from memory_store.statistics import AgeRange
 
 _LINE_BYTES = 2048  # more than a line ever has
 
@@ -54,7 +55,7 @@ class StepRecord(BaseModel):
 
 
 class EvaluationReport(BaseModel):
-    """Perplexity on held-out text and, by table, how its slots were used there."""
+    """Perplexity on held-out text and, by table, how its slots were used there, and how long ago they were updated."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,13 +63,15 @@ class EvaluationReport(BaseModel):
     tokens: int
     perplexity: float
     memory: dict[str, AccessReport] = {}
+    slot_ages: dict[str, list[AgeRange]] = {}
 
 
 class Report(BaseModel):
     """The figures of a finished run (report.json).
 
     `memory_usage`, `kl_to_uniform`, `top1_share` and `dead_slots` are of the test text (access.py defines them), over
-    all tables by their mean, null for a dense model. `tokens_per_second` is the rate of training steps, without
+    all tables by their mean, null for a dense model; `slot_ages` has, by table, the rows by the steps since training
+    has last updated them. `tokens_per_second` is the rate of training steps, without
     evaluations and cuts; `wall_seconds` is everything from start to end. `restarts` counts those of drivers and of
     trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why), `steps_skipped` the steps whose
     gradient was not finite.
@@ -83,6 +86,7 @@ class Report(BaseModel):
     kl_to_uniform: float | None
     top1_share: float | None
     dead_slots: int | None
+    slot_ages: dict[str, list[AgeRange]] = {}
     final_loss: float
     tokens_per_second: float
     train_seconds: float

@@ -7,6 +7,7 @@ report.json      the figures of the finished run (report.py: Report)
 job.log          what the processes of the run printed, if a service runs it
 status.json      how far a job of a service is, outcome.json how it ended (job_status.py); shards.json how busy its shards are
 access-map.arrow how often each pair of sub-keys was used on held-out text
+background/      which rows the old text of a finetuned model reads (learning_rows.py)
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
 logs/            logs of the shards while the job runs, with store.durability "log" (memory_store/step_log.py)
@@ -40,6 +41,7 @@ class RunFolder:
         self.halt_path = self.path / "halt.json"
         self.pause_path = self.path / "pause.json"
         self.failure_path = self.path / "failure.json"
+        self.background_path = self.path / "background"
         self.plots_path = self.path / "plots"
         self.cuts_path = self.path / "cuts"
         self.logs_path = self.path / "logs"

@@ -375,6 +375,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
         kl_to_uniform=sum(table.kl_to_uniform for table in tables) / count if tables else None,
         top1_share=sum(table.top1_share for table in tables) / count if tables else None,
         dead_slots=sum(table.dead_slots for table in tables) if tables else None,
+        slot_ages=outcome.evaluation.slot_ages,
         final_loss=records[-1].loss,
         tokens_per_second=job.train.batch_tokens * len(records) / train_seconds,
         train_seconds=train_seconds,

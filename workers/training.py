@@ -31,10 +31,12 @@ from workers.events import tell
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
+from workers.learning_rows import freeze_all_but_rows
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
+from workers.revival import Revival
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
@@ -76,6 +78,8 @@ class Trainer:
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
         self.model = build_model(job, self.corpus, store, ranks.device)
+        if job.train.only_rows is not None:
+            freeze_all_but_rows(self.model, self.model.memories(), run, job.train.only_rows)
         self.parallel: nn.Module = _Loss(self.model)
         if ranks.world > 1:
             # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
@@ -85,6 +89,7 @@ class Trainer:
         )
         self.metrics = MetricsLog(run.metrics_path)
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
+        self.revival = self._new_revival()
         self.step = 0
         self._skipped_in_a_row = 0
         self._stop_wanted = False
@@ -142,7 +147,8 @@ class Trainer:
         """One optimizer step of the dense weights and of the tables."""
         begun = time.perf_counter()
         train, ranks = self.job.train, self.ranks
-        self.model.train()
+        # Frozen whole, the statistics of the query norm too, if only rows learn.
+        self.model.train(train.only_rows is None)
         buffers = self._buffers()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -167,6 +173,8 @@ class Trainer:
             values_rate = values_norm = None
         else:
             self.optimizer.step()
+            if self.revival is not None:
+                self.revival.after_step(self.step)
             values_rate, values_norm = self._step_tables()
 
         self.step += 1
@@ -186,6 +194,20 @@ class Trainer:
             values_gradient_norm=values_norm,
             memory_usage=self._recent_usage(),
             skipped=skipped or None,
+        )
+
+    def _new_revival(self) -> Revival | None:
+        memory = self.job.memory
+        if self.store is None or memory is None or memory.revive_dead_after is None:
+            return None
+        return Revival(
+            self.model.memories(),
+            memory.revive_dead_after,
+            self.job.seed,
+            self.ranks,
+            self.optimizer,
+            self.store,
+            self.run.events_path,
         )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:

@@ -79,10 +79,7 @@ def train(
             f"Stopped after a cut. Go on with: pkm train --resume {folder.path}", markup=False, soft_wrap=True
         )
         return
-    if json:
-        print_json(report)
-    else:
-        _print_report(report, folder)
+    print_report(report, folder, json=json)
 
 
 def _make_room(folder: RunFolder, job_file: Path, overwrite: bool) -> None:
@@ -120,7 +117,11 @@ def _change_job(folder: RunFolder, overrides: list[str]) -> JobSpec:
     return job
 
 
-def _print_report(report: Report, folder: RunFolder) -> None:
+def print_report(report: Report, folder: RunFolder, *, json: bool) -> None:
+    """Print the figures of a finished run, or all of its report."""
+    if json:
+        print_json(report)
+        return
     figures = {"test perplexity": f"{report.test_perplexity:.2f}"}
     if report.kl_to_uniform is not None:  # a model with memory
         figures |= {

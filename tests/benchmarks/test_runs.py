@@ -11,7 +11,8 @@ from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
 from benchmarks.targets import TARGETS
 from memory_store.errors import UsageError
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
+from workers.memory_spec import MemorySpec
 
 KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
 SELECTION = selection.SelectionSize(32, 2, 4, 16, (16, 32), 16, (16,), 2)

@@ -79,6 +79,7 @@ def _messages() -> list[m.Request | m.Reply]:
         m.PoolGradient(SENDER, 1, 0, 7, vectors),
         m.RowGradient(SENDER, 2, 0, "memory", rows, np.ones((3, 4), np.float32)),
         m.EntryGradient(SENDER, 3, 0, "memory", offsets, rows, weights, vectors),
+        m.ReplaceRows(SENDER, 3, 0, "memory", rows, np.ones((3, 4), np.float32)),
         m.Commit(SENDER, 4, 0, 0, False, 1.0, np.array([0.1])),
         m.Commit(SENDER, 4, 0, 0, True, 1.0, np.array([0.1])),
         m.Apply(SENDER, 0, np.array([0.5])),
