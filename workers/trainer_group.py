@@ -187,6 +187,7 @@ def _train_on_ray(
                 place,
                 namespace=namespace,
                 logs=logs,
+                cuts=run.cuts_path,
                 credentials=(made.shards, made.trainers) if made else None,
             )
         group = shards.group if shards else None
