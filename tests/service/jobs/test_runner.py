@@ -13,7 +13,7 @@ import pytest
 from memory_store.errors import UsageError
 from service.jobs.cluster import ClusterUnreachableError, ProcessState
 from service.jobs.database import JobDatabase, KeptJob, NewJob
-from service.jobs.demand import GIB, Demand, Resources, demand_of
+from service.jobs.demand import GIB, Demand, Host, Resources, demand_of
 from service.jobs.errors import JobConflictError, NeverFitsError
 from service.jobs.folder import ServiceFolder
 from service.jobs.runner import STARTS_IN_VAIN_MAX, Runner, process_name
@@ -24,7 +24,7 @@ from workers.halt import wanted_halt
 from workers.job_status import Outcome, Status, tell_outcome, tell_status
 from workers.report import Progress
 
-HOST = Resources(cpus=8, gpus=0, memory_bytes=64 * GIB)
+HOST = Host(cpus=8, gpus=0, memory_bytes=64 * GIB)
 
 
 class KilledError(BaseException):
@@ -43,7 +43,7 @@ class FakeCluster:
     answers: bool = True
     alone: Resources | None = None
 
-    def hosts(self) -> Sequence[Resources]:
+    def hosts(self) -> Sequence[Host]:
         return [HOST]
 
     def start(self, process: str, run: Path, attempt: int, job_id: str, alone: Resources | None) -> None:
