@@ -46,6 +46,9 @@ Room = tuple[Kind | None, tuple[float, ...]]  # of one host: whom it takes, and 
 Free = tuple[Room, ...]  # on each host
 
 
+one_host = any_hosts.map(lambda hosts: [hosts[0].model_copy(update={"kept_for": None})])
+
+
 def processes_of(demand: Demand) -> list[Process]:
     shards: list[Process] = [("shards", demand.shard)] * demand.shards
     trainers: list[Process] = [("trainers", demand.trainer)] * demand.trainers
@@ -108,7 +111,7 @@ def test_what_is_certain_is_so_in_every_way_that_processes_can_lie(
 @settings(max_examples=300, deadline=None)
 @given(
     case=st.one_of(
-        st.tuples(st.lists(demands, min_size=1, max_size=3), any_hosts.map(lambda hosts: [hosts[0].model_copy(update={"kept_for": None})])),
+        st.tuples(st.lists(demands, min_size=1, max_size=3), one_host),
         st.tuples(
             st.lists(st.builds(Demand, shards=st.integers(0, 2), shard=st.just(UNIT), trainers=st.integers(1, 2),
                                trainer=st.just(UNIT)), min_size=1, max_size=3),
