@@ -18,7 +18,6 @@ from memory_store.cuts import complete_cuts, cut_step, read_manifest
 from memory_store.errors import PkmError
 from memory_store.metric_registry import new_registry
 from workers.events import EventKind, read_events
-from workers.job_spec import JobSpec
 from workers.report import Progress
 from workers.run_folder import RunFolder
 
@@ -28,9 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 class JobMetrics:
-    """Of the job that is trained in `run`."""
+    """Of the job that is trained in `run`, for `steps` steps."""
 
-    def __init__(self, job: JobSpec, run: RunFolder, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, steps: int, run: RunFolder, registry: CollectorRegistry | None = None) -> None:
         registry = self.registry = registry or new_registry()
         self._phase = Gauge(
             "pkm_job_phase", "1 for the phase the job is in, 0 for the others.", ("phase",), registry=registry
@@ -45,7 +44,7 @@ class JobMetrics:
             "Shards that were started again since this driver was started.",
             registry=registry,
         )
-        self._steps.set(job.train.steps)
+        self._steps.set(steps)
         for phase in PHASES:
             self._phase.labels(phase).set(0)
         registry.register(_RunCollector(run))

@@ -97,7 +97,7 @@ def train(
         latest_cut(run.cuts_path)
     made = make_certificates() if cluster is not None else None
     scrape = job_scrape(run, made.metrics if made else None)
-    metrics = JobMetrics(job, run)
+    metrics = JobMetrics(job.train.steps, run)
 
     def tell_progress(progress: Progress) -> None:
         metrics.progressed(progress)

@@ -62,7 +62,7 @@ class TrainerMetrics:
             registry=registry,
         )
         self.perplexity = Gauge(
-            "pkm_perplexity_ratio",
+            "pkm_perplexity",
             "Perplexity on held-out text at the last evaluation.",
             ("split",),
             registry=registry,

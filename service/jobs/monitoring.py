@@ -40,7 +40,14 @@ def open_metrics_port(
         )
     except OSError as error:
         raise UsageError(f"{error.filename} can't be read: {error.strerror}.") from None
-    metrics = ServiceMetrics(Observed(database, folder.path, lambda: runner.reaches_cluster, chain))
+    observed = Observed(
+        count=database.count,
+        queued_since=lambda: [job.changed_at for job in database.in_line()],
+        folder=folder.path,
+        reaches_cluster=lambda: runner.reaches_cluster,
+        certificate=chain,
+    )
+    metrics = ServiceMetrics(observed)
     targets = Targets(database, folder, make_certificates().metrics.authority)
     pages = {"/metrics": make_wsgi_app(metrics.registry), "/targets": targets.page}
     return MetricsPort(pages, host, port, Door(scrape_digest(folder), chain, key))

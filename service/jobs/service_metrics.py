@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +14,23 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from memory_store.metric_registry import new_registry
-from service.jobs.database import JobDatabase
 from service.jobs.states import JobState
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a service's metrics are about. `reaches_cluster` says whether the Ray cluster has answered when last asked."""
+    """What a service's metrics are about: how many jobs are in each state, since when each queued one has waited, the folder
+    of the service, whether the Ray cluster has answered when it was last asked, and the service's certificate (PEM)."""
 
-    database: JobDatabase
+    count: Callable[[], Mapping[JobState, int]]
+    queued_since: Callable[[], Sequence[float]]
     folder: Path
     reaches_cluster: Callable[[], bool]
     certificate: bytes = b""
 
 
 class ServiceMetrics:
-    """Of one service; the database is asked whenever Prometheus asks."""
+    """Of one service, which is asked whenever Prometheus asks."""
 
     def __init__(self, observed: Observed, registry: CollectorRegistry | None = None) -> None:
         registry = self.registry = registry or new_registry()
@@ -70,11 +71,11 @@ class _JobsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         jobs, length, oldest, free, total = self._families()
-        counts = self._observed.database.count()
+        counts = self._observed.count()
         for state, count in counts.items():
             jobs.add_metric((state.value,), count)
-        length.add_metric((), counts[JobState.QUEUED])
-        queued_since = [job.changed_at for job in self._observed.database.in_line()]
+        length.add_metric((), counts.get(JobState.QUEUED, 0))
+        queued_since = self._observed.queued_since()
         oldest.add_metric((), max(0.0, time.time() - min(queued_since)) if queued_since else 0.0)
         disk = shutil.disk_usage(self._observed.folder)
         free.add_metric((), disk.free)
