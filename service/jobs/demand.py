@@ -26,14 +26,15 @@ class Resources(BaseModel):
     def room_for(self, process: Resources) -> int:
         """How many such processes these resources are enough for."""
         return int(
-            min(have // ask for have, ask in zip(self._amounts(), process._amounts(), strict=True) if ask > 0)
+            min(have // ask for have, ask in zip(self.amounts(), process.amounts(), strict=True) if ask > 0)
         )
 
     def covers(self, other: Resources) -> bool:
         """Whether there is as much of everything here."""
-        return all(have >= ask for have, ask in zip(self._amounts(), other._amounts(), strict=True))
+        return all(have >= ask for have, ask in zip(self.amounts(), other.amounts(), strict=True))
 
-    def _amounts(self) -> tuple[float, ...]:
+    def amounts(self) -> tuple[float, ...]:
+        """CPUs, GPUs, bytes of memory."""
         return self.cpus, self.gpus, self.memory_bytes
 
     def __str__(self) -> str:
