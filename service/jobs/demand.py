@@ -27,14 +27,15 @@ class Resources(BaseModel):
     def room_for(self, process: Resources) -> int:
         """How many such processes these resources are enough for."""
         return int(
-            min(have // ask for have, ask in zip(self._amounts(), process._amounts(), strict=True) if ask > 0)
+            min(have // ask for have, ask in zip(self.amounts(), process.amounts(), strict=True) if ask > 0)
         )
 
     def covers(self, other: Resources) -> bool:
         """Whether there is as much of everything here."""
-        return all(have >= ask for have, ask in zip(self._amounts(), other._amounts(), strict=True))
+        return all(have >= ask for have, ask in zip(self.amounts(), other.amounts(), strict=True))
 
-    def _amounts(self) -> tuple[float, ...]:
+    def amounts(self) -> tuple[float, ...]:
+        """CPUs, GPUs, bytes of memory."""
         return self.cpus, self.gpus, self.memory_bytes
 
     def __str__(self) -> str:
@@ -61,6 +62,10 @@ class Demand(BaseModel):
     shard: Resources
     trainers: int
     trainer: Resources
+
+    def parts(self) -> tuple[tuple[Kind, int, Resources], ...]:
+        """How many processes of each kind, and what each takes."""
+        return ("shards", self.shards, self.shard), ("trainers", self.trainers, self.trainer)
 
     def total(self) -> Resources:
         return sum_of([self.shard] * self.shards + [self.trainer] * self.trainers)
@@ -103,11 +108,7 @@ def check_ever_fits(demand: Demand, hosts: Sequence[Host]) -> None:
 
     A job that passes may still not fit, where its processes can't be divided among the hosts; none that fits is refused.
     """
-    asked: tuple[tuple[int, Resources, Kind], ...] = (
-        (demand.shards, demand.shard, "shards"),
-        (demand.trainers, demand.trainer, "trainers"),
-    )
-    for count, process, what in asked:
+    for what, count, process in demand.parts():
         room = sum(host.room_for(process) for host in hosts if host.takes(what))
         if count > room:
             raise NeverFitsError(

@@ -27,7 +27,7 @@ from service.jobs.database import JobDatabase, KeptJob
 from service.jobs.demand import demand_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
-from service.jobs.scheduling import Quotas, next_to_start
+from service.jobs.scheduling import Quotas, jobs_to_start
 from service.jobs.states import WITH_DRIVER, JobState
 from workers.halt import Purpose, ask_to_halt
 from workers.job_spec import JobSpec
@@ -74,7 +74,7 @@ class Runner:
         self._stopped.set()
 
     def look(self) -> None:
-        """Look once at every job that has a process, then start the next in line."""
+        """Look once at every job that has a process, then start those whose turn it is."""
         processes = self._cluster.processes()
         active = self._active()
         for job in active:
@@ -97,23 +97,23 @@ class Runner:
     # ---- starting ------------------------------------------------------------------------------------------------
 
     def _start_next(self) -> None:
-        while True:
-            active = self._active()
-            if any(self._waits_for_place(job) for job in active):
-                return  # one at a time, or two could wait for each other's room
-            job = next_to_start(self._database.in_line(), active, self._cluster.hosts(), self._quotas)
-            if job is None:
-                return
+        line = self._database.in_line()
+        if not line:
+            return
+        active = self._active()
+        waiting = {job.id for job in active if self._waits_for_place(job)}
+        for job in jobs_to_start(line, active, waiting, self._cluster.hosts(), self._quotas):
             if self._starts_in_vain(job) >= STARTS_IN_VAIN_MAX:
                 why = f"started {STARTS_IN_VAIN_MAX} times without a new cut; see its log"
                 self._database.move(job.id, JobState.FAILED, why)
-                continue
-            self._launch(self._database.move(job.id, JobState.STARTING, "its turn has come"))
+            else:
+                self._launch(self._database.move(job.id, JobState.STARTING, "its turn has come"))
 
     def _waits_for_place(self, job: KeptJob) -> bool:
-        if job.state != JobState.STARTING:
-            return False
-        status = read_status(self._run(job).path, job.attempt)
+        try:
+            status = read_status(self._run(job).path, job.attempt)
+        except ValueError:
+            return True  # nobody can tell
         return status is None or status.progress.phase == WAITS_FOR_PLACE
 
     def _launch(self, job: KeptJob) -> None:
