@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 from service.jobs.api import JobApi
 from service.jobs.cluster import RayCluster
 from service.jobs.database import JobDatabase
 from service.jobs.folder import ServiceFolder
+from service.jobs.monitoring import open_metrics_port, scrape_digest
 from service.jobs.runner import Runner
 from service.jobs.scheduling import Quotas
 from service.jobs.server import Certificate, start_server
@@ -19,10 +22,12 @@ from service.jobs.tokens import Tokens
 
 _GRACE_S = 1.0
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a service answers, and for whom."""
+    """Where a service answers, and for whom; and where it is watched, if it is to be."""
 
     folder: ServiceFolder
     host: str
@@ -30,6 +35,7 @@ class Settings:
     tokens: Tokens
     quotas: Quotas
     certificate: Certificate | None = None
+    metrics_port: int | None = None
 
 
 def serve(settings: Settings, find_cluster: Callable[[], str], ready: Callable[[int], None]) -> None:
@@ -54,18 +60,31 @@ async def _serve(
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    runner = Runner(database, cluster, settings.folder, settings.quotas)
+    digest = scrape_digest(settings.folder)
+    runner = Runner(database, cluster, settings.folder, settings.quotas, scrape_digest=digest)
     api = JobApi(database, settings.tokens, settings.folder, cluster.hosts, settings.quotas)
     runner.on_progress = api.progressed
     server, port = await start_server(
         api, settings.tokens, settings.host, settings.port, settings.certificate
     )
     thread = threading.Thread(target=runner.run, name="runner", daemon=True)
-    thread.start()
     try:
-        ready(port)
-        await stopped.wait()
+        with _watched(settings, database, runner):
+            thread.start()
+            ready(port)
+            await stopped.wait()
     finally:
         runner.stop()
         await server.stop(_GRACE_S)
-        await asyncio.to_thread(thread.join)
+        if thread.is_alive():
+            await asyncio.to_thread(thread.join)
+
+
+def _watched(settings: Settings, database: JobDatabase, runner: Runner) -> AbstractContextManager[object]:
+    if settings.metrics_port is None:
+        return nullcontext()
+    port = open_metrics_port(
+        database, settings.folder, runner, settings.certificate, settings.host, settings.metrics_port
+    )
+    _log.info("metrics, and the targets of jobs, are served at %s", port.address)
+    return closing(port)
