@@ -63,6 +63,10 @@ class Demand(BaseModel):
     trainers: int
     trainer: Resources
 
+    def parts(self) -> tuple[tuple[Kind, int, Resources], ...]:
+        """How many processes of each kind, and what each takes."""
+        return ("shards", self.shards, self.shard), ("trainers", self.trainers, self.trainer)
+
     def total(self) -> Resources:
         return sum_of([self.shard] * self.shards + [self.trainer] * self.trainers)
 
@@ -104,11 +108,7 @@ def check_ever_fits(demand: Demand, hosts: Sequence[Host]) -> None:
 
     A job that passes may still not fit, where its processes can't be divided among the hosts; none that fits is refused.
     """
-    asked: tuple[tuple[int, Resources, Kind], ...] = (
-        (demand.shards, demand.shard, "shards"),
-        (demand.trainers, demand.trainer, "trainers"),
-    )
-    for count, process, what in asked:
+    for what, count, process in demand.parts():
         room = sum(host.room_for(process) for host in hosts if host.takes(what))
         if count > room:
             raise NeverFitsError(

@@ -14,32 +14,26 @@ from collections.abc import Iterable, Sequence
 from math import floor
 
 from service.jobs.demand import Demand, Host, Resources
-from workers.host_kinds import Kind
 
 
 def certainly_placed(waiting: Iterable[Demand], taken: Resources, hosts: Sequence[Host]) -> bool:
     """Whether all that wait find their places, in whatever order they are served. `taken` is what they and all others take
     together; amounts are whole CPUs, GPUs and bytes."""
-    processes = {process for demand in waiting for process in _processes(demand)}
-    return all(_finds_room(kind, process, taken, hosts) for kind, process in processes)
+    processes = {(kind, process) for demand in waiting for kind, count, process in demand.parts() if count}
+    return all(
+        _finds_room(process, taken, [host for host in hosts if host.takes(kind)])
+        for kind, process in processes
+    )
 
 
-def _processes(demand: Demand) -> Iterable[tuple[Kind, Resources]]:
-    """One of each kind that the job has."""
-    if demand.shards:
-        yield "shards", demand.shard
-    if demand.trainers:
-        yield "trainers", demand.trainer
-
-
-def _finds_room(kind: Kind, process: Resources, taken: Resources, hosts: Sequence[Host]) -> bool:
-    fitting = [host.amounts() for host in hosts if host.takes(kind) and host.covers(process)]
+def _finds_room(process: Resources, taken: Resources, hosts: Sequence[Host]) -> bool:
+    large_enough = [host.amounts() for host in hosts if host.covers(process)]
     kept_from_it = 0
     for resource, (ask, all_take) in enumerate(zip(process.amounts(), taken.amounts(), strict=True)):
         if ask > 0:
-            spare = [host[resource] - ask for host in fitting]
+            spare = [host[resource] - ask for host in large_enough]
             kept_from_it += _hosts_filled(all_take - ask, spare)
-    return kept_from_it < len(fitting)
+    return kept_from_it < len(large_enough)
 
 
 def _hosts_filled(amount: float, spare: Sequence[float]) -> int:
