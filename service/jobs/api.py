@@ -26,6 +26,7 @@ from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
 from service.jobs.submissions import Submissions
 from service.jobs.tokens import Tokens
+from service.jobs.turns import Turns
 from service.jobs.views import Views
 from service.jobs.watchers import Watchers
 
@@ -57,9 +58,10 @@ class JobApi:
         quotas: Quotas | None = None,
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()
-        submissions = Submissions(database, folders, hosts, quotas or Quotas())
-        asks = Asks(database)
-        views = Views(database, folders, hosts, self._watchers)
+        turns = Turns()
+        submissions = Submissions(database, folders, hosts, quotas or Quotas(), turns)
+        asks = Asks(database, turns)
+        views = Views(database, folders, hosts, self._watchers, turns)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
@@ -130,7 +132,7 @@ class JobApi:
 
     def _tenant(self, context: _Context) -> str:
         tenant = self._tokens.tenant_of(context.invocation_metadata() or ())
-        if tenant is None:  # the server's door (server.py) has let nobody in without a token
+        if tenant is None:  # the server's door (door.py) has let nobody in without a token
             raise PermissionError("a call without a tenant")
         return tenant
 
