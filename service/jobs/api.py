@@ -58,21 +58,21 @@ class JobApi:
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()
         submissions = Submissions(database, folders, hosts, quotas or Quotas())
-        asks = Asks(database)
-        views = Views(database, folders, hosts, self._watchers)
+        self.asks = Asks(database)
+        self.views = Views(database, folders, hosts, self._watchers)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
-            "Cancel": asks.cancel,
-            "Pause": asks.pause,
-            "Resume": asks.resume,
-            "Get": views.get,
-            "List": views.page,
-            "Watch": views.watch,
-            "Logs": views.logs,
-            "Metrics": views.metrics,
-            "Cuts": views.cuts,
-            "Cluster": views.cluster,
+            "Cancel": self.asks.cancel,
+            "Pause": self.asks.pause,
+            "Resume": self.asks.resume,
+            "Get": self.views.get,
+            "List": self.views.page,
+            "Watch": self.views.watch,
+            "Logs": self.views.logs,
+            "Metrics": self.views.metrics,
+            "Cuts": self.views.cuts,
+            "Cluster": self.views.cluster,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed
