@@ -54,10 +54,16 @@ def main() -> None:
 def train(service: Service, folder: Path, steps: int) -> str:
     """Train the quickstart model, with fewer tokens a step; the id of its job, which stays one that runs."""
     corpus = folder / "corpus"
-    prepare_corpus([ROOT / "examples" / "data" / "sotu.parquet"], corpus, vocab_size=4096)
+    prepare_corpus(
+        [ROOT / "examples" / "data" / "sotu.parquet"],
+        corpus,
+        vocab_size=4096,
+        validation_share=0.01,
+        test_share=0.01,
+    )
     changes = [
         f"data.corpus={corpus}", f"train.steps={steps}", "train.batch_tokens=512", "train.warmup_steps=20",
-        f"train.evaluate_every={steps // 8}", "train.evaluation_tokens=4096", f"train.cut_every={steps // 4}",
+        f"train.evaluate_every={steps // 8}", "train.evaluation_tokens=2048", f"train.cut_every={steps // 4}",
         "store.carrier=in_process",
     ]  # fmt: skip
     spec = load_job(ROOT / "examples" / "quickstart.yaml", changes).job

@@ -83,7 +83,7 @@ def test_from_the_list_to_a_job_and_back_by_keyboard_alone(planted: PlantedRun, 
     told = page.text("#map-slot")
     assert told.startswith("slot (17, 17)")
     count = int(slots(32)[17, 17])
-    assert f"{count:,} reads" in told
+    assert f"{count:,} read" in told
     page.press("0")
     page.until(lambda: page.find(".map canvas").get_attribute("data-zoom") == "1.00")
     page.tab_to("Loss, by step. Arrow keys read values.")
