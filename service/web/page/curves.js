@@ -9,8 +9,9 @@ const MARKS = { restart: "bad", silent: "bad", steps_skipped: "warn", cut_failed
 
 export class Curve {
   // `lines`: [{ name, of: record -> number | undefined, dots }]
-  constructor(title, unit, lines) {
-    Object.assign(this, { title, unit, lines, marks: [], cursor: null });
+  constructor(title, unit, lines, { logarithmic = false } = {}) {
+    Object.assign(this, { title, unit, lines, logarithmic, marks: [], cursor: null });
+    this.height = logarithmic ? Math.log10 : (value) => value;
     this.series = lines.map(() => ({ steps: [], values: [] }));
     this.readout = element("p", { class: "readout", "aria-live": "polite" });
     this.canvas = element("canvas", {
@@ -55,6 +56,7 @@ export class Curve {
         if (value > high) high = value;
       }
     }
+    [low, high] = [this.height(low), this.height(high)];
     const pad = (high - low || Math.abs(high) || 1) * 0.06;
     return { first, last: Math.max(last, first + 1), low: low - pad, high: high + pad };
   }
@@ -64,7 +66,7 @@ export class Curve {
     if (width < 80 || this.series.every((line) => !line.steps.length)) return;
     const range = this.range();
     this.across = (step) => MARGIN.left + ((step - range.first) / (range.last - range.first)) * (width - MARGIN.left - MARGIN.right);
-    this.down = (value) => MARGIN.top + ((range.high - value) / (range.high - range.low)) * (height - MARGIN.top - MARGIN.bottom);
+    this.down = (value) => MARGIN.top + ((range.high - this.height(value)) / (range.high - range.low)) * (height - MARGIN.top - MARGIN.bottom);
     this.drawGrid(context, range, width, height);
     this.drawMarks(context, range, height);
     this.series.forEach((line, at) => this.drawLine(context, line, at));
@@ -78,7 +80,8 @@ export class Curve {
     context.lineWidth = 1;
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (const value of ticks(range.low, range.high, height / 42)) {
+    const values = this.logarithmic ? logarithmicTicks(range.low, range.high) : ticks(range.low, range.high, height / 42);
+    for (const value of values) {
       const y = Math.round(this.down(value)) + 0.5;
       context.beginPath();
       context.moveTo(MARGIN.left, y);
@@ -188,7 +191,7 @@ export class Curve {
     this.cursor = step;
     this.draw();
     if (step == null) return this.tellLast();
-    const happened = this.marks.filter((mark) => mark.step === step && mark.kind !== "cut").map((mark) => mark.message);
+    const happened = this.marks.filter((mark) => mark.step === step).map((mark) => mark.message);
     say(this.readout, [`step ${step.toLocaleString("en")}`, this.tell(step), ...happened].join("  ·  "));
   }
 
@@ -229,5 +232,17 @@ export function ticks(low, high, count) {
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const found = [];
   for (let at = Math.ceil(low / step); at * step <= high; at++) found.push(Number((at * step).toPrecision(12)));
+  return found;
+}
+
+// 1, 2, 5 and their tenfolds between 10 ** low and 10 ** high; the tenfolds of 1 alone where those are many.
+function logarithmicTicks(low, high) {
+  const found = [];
+  for (let power = Math.floor(low); power <= high; power++) {
+    for (const digit of high - low < 3 ? [1, 2, 5] : [1]) {
+      const value = Number((digit * 10 ** power).toPrecision(12));
+      if (Math.log10(value) >= low && Math.log10(value) <= high) found.push(value);
+    }
+  }
   return found;
 }

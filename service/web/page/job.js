@@ -28,7 +28,7 @@ export class JobView {
       new Curve("Perplexity", "", [
         { name: "training", of: (record) => Math.exp(Math.min(record.loss, 50)) },
         { name: "validation", of: (record) => record.validation_perplexity, dots: true },
-      ]),
+      ], { logarithmic: true }),
       new Curve("Tokens per second", "", [{ name: "training", of: (record) => record.tokens_per_second }]),
       new Curve("Memory in use", " %", [
         { name: "last steps", of: (record) => record.memory_usage && 100 * record.memory_usage, dots: true },
@@ -69,6 +69,7 @@ export class JobView {
       if (page.records.length) this.step = page.records.at(-1).step;
       if (page.records.length) for (const curve of this.curves) curve.add(page.records);
       this.last = page.records.at(-1) ?? this.last;
+      this.usage = page.records.findLast((record) => record.memory_usage != null)?.memory_usage ?? this.usage;
     }
     const events = (await askJson(`${this.path}/events?since=${this.since}`, { signal })).events;
     if (events.length) this.since = events.at(-1).time;
@@ -95,7 +96,7 @@ export class JobView {
       ["Step", progress ? `${progress.step.toLocaleString("en")} of ${progress.steps.toLocaleString("en")}` : this.step ? this.step.toLocaleString("en") : "–"],
       ["Loss", number(last.loss, 4)],
       ["Tokens per second", number(last.tokens_per_second)],
-      ["Memory in use", share(progress?.memory_usage ?? last.validation_usage)],
+      ["Memory in use", share(progress?.memory_usage ?? this.usage)],
       ["Time left", ENDED.includes(job.state) ? "none" : duration(progress?.seconds_left)],
       ["Processes", `${counted(job.demand.shards, "shard")}, ${counted(job.demand.trainers, "trainer")}`],
     ];
@@ -155,7 +156,7 @@ export class JobView {
         element("li", { class: tone }, element("time", { datetime: new Date(time * 1000).toISOString() }, when(time)), element("strong", {}, name), element("span", {}, text)),
       ),
     );
-    const marks = [...this.events, ...this.cuts.map(({ step }) => ({ step, kind: "cut", message: "" }))];
+    const marks = [...this.events, ...this.cuts.map(({ step }) => ({ step, kind: "cut", message: "a cut is complete" }))];
     for (const curve of this.curves) curve.mark(marks);
   }
 

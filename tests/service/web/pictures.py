@@ -90,13 +90,13 @@ def take(browser: Browser, address: str, job: str) -> None:
     browser.until(lambda: len(browser.all(".curve:not([hidden])")) == 5)
     save(browser, "job")
 
-    browser.look(1280, 1000, dark=True)
+    browser.look(1280, 1130, dark=True)
     canvas = browser.find(".map > canvas")
     pointer = ActionChains(browser.driver).move_to_element_with_offset(canvas, -60, 40)
     pointer.perform()
     browser.run(
         "const box = arguments[0].getBoundingClientRect();"
-        "for (let turn = 8; turn--;) arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -120, bubbles: true,"
+        "for (let turn = 5; turn--;) arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -120, bubbles: true,"
         " cancelable: true, clientX: box.left + box.width / 2 - 60, clientY: box.top + box.height / 2 + 40}))",
         canvas,
     )
