@@ -38,6 +38,7 @@ from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.training_map import TrainingMap
 from workers.transformer import Transformer
@@ -71,9 +72,16 @@ class Trainer:
     """One trainer of a job; see the module."""
 
     def __init__(
-        self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+        self,
+        job: JobSpec,
+        run: RunFolder,
+        ranks: Ranks,
+        store: StoreClient | None,
+        at: At = unnoticed,
+        counted: TrainerMetrics | None = None,
     ) -> None:
         self.at = at
+        self.counted = counted or TrainerMetrics()
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
@@ -86,7 +94,8 @@ class Trainer:
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
         self.metrics = MetricsLog(run.metrics_path)
-        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
+        on_cut = self.counted.cut_seconds.observe
+        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
         self.training_map: TrainingMap | None = None
         self.step = 0
         self._skipped_in_a_row = 0
@@ -105,6 +114,7 @@ class Trainer:
         train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
             record = self.train_step()
+            self.counted.stepped(record)
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
             if ranks.leads:
@@ -161,7 +171,8 @@ class Trainer:
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
-            inputs, targets = self._batch(micro)
+            with self.counted.stall("data")():
+                inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
                 loss = self.parallel(inputs, targets) / train.gradient_accumulation
@@ -315,6 +326,7 @@ class Trainer:
             on_batch=on_batch,
         )
         self.at(self.step, WAITING, "what follows the evaluation")
+        self.counted.evaluated(report)
         return report
 
     def _with_validation(self, record: StepRecord) -> StepRecord:

@@ -65,6 +65,15 @@ def serve(
     key: Annotated[
         Path | None, typer.Option(help="Key of the certificate, in PEM.", show_default=False)
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for Prometheus: /metrics, and /targets for those of jobs; none unless given.",
+            show_default=False,
+        ),
+    ] = None,
     end_ray: Annotated[
         bool,
         typer.Option("--end-ray", help="End the Ray that was started for FOLDER, and its jobs; then stop."),
@@ -105,6 +114,7 @@ def serve(
         tokens=_tokens(files, tokens),
         quotas=Quotas.read(quotas) if quotas is not None else Quotas(),
         certificate=Certificate(certificate, key) if certificate is not None and key is not None else None,
+        metrics_port=metrics_port,
     )
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True

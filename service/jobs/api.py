@@ -20,7 +20,7 @@ from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
 from service.jobs.database import JobDatabase
-from service.jobs.demand import Resources
+from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
@@ -53,7 +53,7 @@ class JobApi:
         database: JobDatabase,
         tokens: Tokens,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas | None = None,
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()

@@ -11,7 +11,7 @@ from memory_store.cuts import MANIFEST, complete_cuts, cut_step
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob
-from service.jobs.demand import Resources, sum_of
+from service.jobs.demand import Host, sum_of
 from service.jobs.folder import ServiceFolder
 from service.jobs.job import Change
 from service.jobs.log_file import offset_of_tail, read_log
@@ -41,7 +41,7 @@ class Views:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         watchers: Watchers,
     ) -> None:
         self._database, self._folders, self._hosts, self._watchers = database, folders, hosts, watchers

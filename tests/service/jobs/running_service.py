@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from protos import jobs_pb2 as pb
 from service.jobs.api import SERVICE, JobApi
 from service.jobs.database import JobDatabase
-from service.jobs.demand import GIB, Resources
+from service.jobs.demand import GIB, Host
 from service.jobs.folder import ServiceFolder
 from service.jobs.server import Certificate, start_server
 from service.jobs.tokens import Tokens, bearer, digest_of
@@ -94,7 +94,7 @@ def running_service(
             shutil.copytree(_corpus(), data / name / "corpus")
     tokens = Tokens({digest_of(token): tenant for tenant, token in TENANTS.items()})
     database = JobDatabase(folder / "jobs.sqlite")
-    hosts = [Resources(cpus=cpus, memory_bytes=64 * GIB)]
+    hosts = [Host(cpus=cpus, memory_bytes=64 * GIB)]
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
