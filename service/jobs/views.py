@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from memory_store.cuts import MANIFEST, complete_cuts, cut_step
@@ -71,7 +71,7 @@ class Views:
         more = str(jobs[-1].number) if len(jobs) == size else ""
         return pb.JobPage(jobs=map(job_message, jobs), next_page_token=more)
 
-    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
+    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncGenerator[pb.WatchUpdate, None]:
         job = await self._turns.take(tenant, self._database.find, tenant, request.id)
         seen = request.changes_seen
         told: tuple[KeptJob, Progress | None, tuple[ShardLoad, ...]] | None = None
