@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from memory_store.placement import Placement
 from memory_store.recovery import take_over_or_begin_anew
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
+from memory_store.shard_metrics import ShardMetrics
 from memory_store.table_spec import TableSpec
 
 _log = logging.getLogger(__name__)
@@ -34,8 +36,10 @@ def process_host(
     core = ShardCore(
         specs, placement, shard, incarnation=incarnation, shared=True, logged=True, first_values=False
     )
+    metrics, begun = ShardMetrics(), time.perf_counter()
     log = take_over_or_begin_anew(core, logs / f"shard-{shard:04d}")
-    return ShardHost(core, log, _end_process, cuts)
+    metrics.replay_seconds.set(time.perf_counter() - begun)
+    return ShardHost(core, log, _end_process, cuts, metrics)
 
 
 def _end_process(reason: str) -> None:

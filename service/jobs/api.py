@@ -20,7 +20,7 @@ from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
 from service.jobs.database import JobDatabase
-from service.jobs.demand import Resources
+from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
@@ -54,27 +54,27 @@ class JobApi:
         database: JobDatabase,
         tokens: Tokens,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas | None = None,
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()
         turns = Turns()
         submissions = Submissions(database, folders, hosts, quotas or Quotas(), turns)
-        asks = Asks(database, turns)
-        views = Views(database, folders, hosts, self._watchers, turns)
+        self.asks = Asks(database, turns)
+        self.views = Views(database, folders, hosts, self._watchers, turns)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
-            "Cancel": asks.cancel,
-            "Pause": asks.pause,
-            "Resume": asks.resume,
-            "Get": views.get,
-            "List": views.page,
-            "Watch": views.watch,
-            "Logs": views.logs,
-            "Metrics": views.metrics,
-            "Cuts": views.cuts,
-            "Cluster": views.cluster,
+            "Cancel": self.asks.cancel,
+            "Pause": self.asks.pause,
+            "Resume": self.asks.resume,
+            "Get": self.views.get,
+            "List": self.views.page,
+            "Watch": self.views.watch,
+            "Logs": self.views.logs,
+            "Metrics": self.views.metrics,
+            "Cuts": self.views.cuts,
+            "Cluster": self.views.cluster,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
-from service.jobs.demand import Demand, Resources, check_ever_fits, demand_of, larger, sum_of
+from service.jobs.demand import Demand, Host, check_ever_fits, demand_of, larger, sum_of
 from service.jobs.errors import JobConflictError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
@@ -36,7 +36,7 @@ class Submissions:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas,
         turns: Turns,
     ) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from memory_store.cuts import MANIFEST, complete_cuts, cut_step
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob
-from service.jobs.demand import Resources, sum_of
+from service.jobs.demand import Host, sum_of
 from service.jobs.folder import ServiceFolder
 from service.jobs.job import Change
 from service.jobs.log_file import offset_of_tail, read_log
@@ -42,7 +42,7 @@ class Views:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         watchers: Watchers,
         turns: Turns,
     ) -> None:
@@ -71,7 +71,7 @@ class Views:
         more = str(jobs[-1].number) if len(jobs) == size else ""
         return pb.JobPage(jobs=map(job_message, jobs), next_page_token=more)
 
-    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
+    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncGenerator[pb.WatchUpdate, None]:
         job = await self._turns.take(tenant, self._database.find, tenant, request.id)
         seen = request.changes_seen
         told: tuple[KeptJob, Progress | None, tuple[ShardLoad, ...]] | None = None
