@@ -26,7 +26,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", 16 << 20),
     ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.max_concurrent_streams", 256),
+    ("grpc.max_concurrent_streams", 1024),
     # A burst waits for its turn: otherwise gRPC refuses at random what comes when 1000 calls wait already.
     ("grpc.server.max_pending_requests", _CALLS_MAX),
     ("grpc.server.max_pending_requests_hard_limit", _CALLS_MAX),
