@@ -175,6 +175,13 @@ TARGETS = (
         at_least=False,
     ),
     Target(
+        "service",
+        "service_flooded_p99_ms",
+        50,
+        "milliseconds in which 99 of 100 lists and questions of a tenant are answered while another keeps 10 000 calls open",
+        at_least=False,
+    ),
+    Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
 )
