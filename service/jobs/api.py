@@ -19,6 +19,7 @@ from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
+from service.jobs.cut_files import CutFiles
 from service.jobs.database import JobDatabase
 from service.jobs.demand import Resources
 from service.jobs.errors import JobConflictError, NoSuchJobError
@@ -60,6 +61,7 @@ class JobApi:
         submissions = Submissions(database, folders, hosts, quotas or Quotas())
         asks = Asks(database)
         views = Views(database, folders, hosts, self._watchers)
+        cut_files = CutFiles(database, folders)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
@@ -73,6 +75,8 @@ class JobApi:
             "Metrics": views.metrics,
             "Cuts": views.cuts,
             "Cluster": views.cluster,
+            "CutFiles": cut_files.names,
+            "ReadCutFile": cut_files.read,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed
