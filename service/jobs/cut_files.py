@@ -6,7 +6,6 @@ below the job's own are opened without following links, and the corpus is one th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from protos import jobs_pb2 as pb
 from service.jobs.database import JobDatabase, KeptJob
 from service.jobs.errors import JobConflictError
 from service.jobs.folder import ServiceFolder
+from service.jobs.turns import Turns
 from workers.corpus import INFO_FILE, TOKENIZER_FILE, read_corpus_info, tokens_file
 from workers.dense_state import OPTIMIZER
 from workers.splits import HELD_OUT
@@ -45,25 +45,25 @@ def check_name(name: str) -> str:
 class CutFiles:
     """Lists and reads the files of the jobs in `database`, whose folders are in `folders`."""
 
-    def __init__(self, database: JobDatabase, folders: ServiceFolder) -> None:
-        self._database, self._folders = database, folders
+    def __init__(self, database: JobDatabase, folders: ServiceFolder, turns: Turns) -> None:
+        self._database, self._folders, self._turns = database, folders, turns
 
     async def names(self, request: pb.JobRequest, tenant: str) -> pb.CutFileList:
         def read() -> pb.CutFileList:
             job = self._database.find(tenant, request.id)
             return pb.CutFileList(files=[*self._of_corpus(job), *self._of_cut(job)])
 
-        return await asyncio.to_thread(read)
+        return await self._turns.take(tenant, read)
 
     async def read(self, request: pb.ReadCutFileRequest, tenant: str) -> AsyncIterator[pb.CutFilePart]:
-        job = await asyncio.to_thread(self._database.find, tenant, request.id)
+        job = await self._turns.take(tenant, self._database.find, tenant, request.id)
         name, offset = check_name(request.name), request.offset
 
         def part() -> bytes:
             with self._opened(job, name) as file:
                 return os.pread(file, PART_BYTES, offset)
 
-        while content := await asyncio.to_thread(part):
+        while content := await self._turns.take(tenant, part):
             offset += len(content)
             yield pb.CutFilePart(content=content)
 

@@ -43,7 +43,10 @@ _log = logging.getLogger(__name__)
 
 
 class Runner:
-    """Brings the jobs of `database` where they are wanted, on `cluster`, with run folders in `folders`."""
+    """Brings the jobs of `database` where they are wanted, on `cluster`, with run folders in `folders`.
+
+    `scrape_digest` is of the token with which the metrics of their processes may be read.
+    """
 
     def __init__(
         self,
@@ -52,9 +55,12 @@ class Runner:
         folders: ServiceFolder,
         quotas: Quotas,
         cancel_patience_s: float = CANCEL_PATIENCE_S,
+        scrape_digest: str = "",
     ) -> None:
         self._database, self._cluster, self._folders, self._quotas = database, cluster, folders, quotas
         self._cancel_patience_s = cancel_patience_s
+        self._scrape_digest = scrape_digest
+        self.reaches_cluster = True
         self._stopped = threading.Event()
         self.on_progress: Callable[[int], None] = lambda number: None
         self._told: dict[int, bytes] = {}
@@ -64,7 +70,9 @@ class Runner:
         while not self._stopped.wait(EVERY_S):
             try:
                 self.look()
+                self.reaches_cluster = True
             except ClusterUnreachableError:
+                self.reaches_cluster = False
                 self._stopped.wait(UNREACHABLE_S)  # the cluster itself has said why, in the log
             except Exception:
                 _log.exception("the runner could not look after the jobs")
@@ -121,6 +129,8 @@ class Runner:
         if not run.exists():
             shutil.rmtree(run.path, ignore_errors=True)  # what a service that was killed has begun
             run.create(JobSpec.model_validate_json(self._database.spec(job)))
+        if self._scrape_digest:
+            run.save_scrape_digest(self._scrape_digest)
         run.halt_path.unlink(missing_ok=True)
         run.move_path.unlink(missing_ok=True)
         # A job whose only trainer is the driver itself has no placement group: its process takes what that one needs.
