@@ -103,7 +103,7 @@ class Corpus:
     def tokens(self, split: str) -> Tokens:
         """The tokens [T] of a split, uint16 or uint32, read-only; from the disk only where they are used."""
         if split not in self.splits:
-            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(SPLITS)}.")
+            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(self.splits)}.")
         return self.splits[split]
 
     def verify(self) -> None:
@@ -146,29 +146,40 @@ def prepare_corpus(
         (unfinished / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         for split, group in groupby(parts("encoding", sum(lengths)), key=lambda part: part[0]):
             blocks = encode_documents(tokenizer, (text for _, text in group))
-            write_tokens(unfinished / f"{split}.arrow", blocks, vocab_size)
+            write_tokens(unfinished / tokens_file(split), blocks, vocab_size)
         info = CorpusInfo(
             **dict(settings),
             split_by=split_by,
-            splits={split: _split_info(unfinished / f"{split}.arrow", ranges[split]) for split in SPLITS},
+            splits={split: _split_info(unfinished / tokens_file(split), ranges[split]) for split in SPLITS},
             files=tuple(map(_file_info, sorted(unfinished.iterdir()))),
         )
         (unfinished / INFO_FILE).write_bytes(_info_to_json(info))
     return info
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open a corpus. Raises UsageError if there is none, or naming a file that is missing or damaged."""
-    info = _read_info(folder)
+def open_corpus(folder: Path, splits: Sequence[str] = SPLITS) -> Corpus:
+    """Open a corpus with some of its splits: the files of others may be elsewhere.
+
+    Raises UsageError if there is none, or naming a file that is missing or damaged.
+    """
+    info = read_corpus_info(folder)
+    needed = {TOKENIZER_FILE, *map(tokens_file, splits)}
     for file in info.files:
+        if file.name not in needed:
+            continue
         path = folder / file.name
         if not path.is_file():
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
     tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
-    splits = {split: _open(folder / f"{split}.arrow", map_tokens) for split in SPLITS}
-    return Corpus(folder, info, tokenizer, splits)
+    opened = {split: _open(folder / tokens_file(split), map_tokens) for split in splits}
+    return Corpus(folder, info, tokenizer, opened)
+
+
+def tokens_file(split: str) -> str:
+    """The name of the file with the tokens of a split."""
+    return f"{split}.arrow"
 
 
 def _settings(
@@ -276,7 +287,8 @@ def _info_to_json(info: CorpusInfo) -> bytes:
     return json.dumps({**body, "sha256": checksum}, indent=2).encode() + b"\n"
 
 
-def _read_info(folder: Path) -> CorpusInfo:
+def read_corpus_info(folder: Path) -> CorpusInfo:
+    """What corpus.json says. Raises UsageError if there is none, or if it is damaged."""
     path = folder / INFO_FILE
     if not path.is_file():
         raise UsageError(f"{folder} is no corpus: it has no {INFO_FILE}. Make one with `pkm data prepare`.")

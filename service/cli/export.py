@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli.arguments import TrainedRun, trained_run
+from service.cli.asking import OutputOption, ServerOption
 from service.cli.output import JsonOption, data_only, print_figures, print_json
 
 
@@ -19,14 +20,16 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Number type of the written weights.")
     ] = "float32",
+    server: ServerOption = None,
+    output: OutputOption = "table",
     json: JsonOption = False,
 ) -> None:
     """Write the last cut of a run, value table included, into one safetensors file with a config beside."""
     from workers.export import export_run
 
     with data_only():
-        report = export_run(trained_run(run), target, dtype)
-    if json:
+        report = export_run(trained_run(run, server), target, dtype)
+    if json or output == "json":
         print_json(report)
     else:
         figures = {
