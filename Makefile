@@ -34,7 +34,7 @@ $(SOTU)/corpus.json: examples/data/sotu.parquet | $(INSTALLED)
 
 .PHONY: test
 test: setup ## Run the tests that take seconds
-	$(RUN)/pytest -m "not slow"
+	$(RUN)/pytest -m "not slow and not compose"
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take minutes
@@ -42,7 +42,11 @@ test-slow: setup ## Run the tests that take minutes
 
 .PHONY: test-all
 test-all: setup ## Run every test
-	$(RUN)/pytest
+	$(RUN)/pytest -m "not compose"
+
+.PHONY: compose-test
+compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job
+	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy/test_compose.py
 
 .PHONY: chaos
 SEEDS ?= 10000
