@@ -4,7 +4,8 @@ Which host a process gets is Ray's to choose: it gives a job all its places or n
 first one that has none of the job's yet. So a place is certain only if some host has room however all else is divided among
 the hosts. A host is kept from a process by whoever takes more of one resource than that host can spare; the hosts that can
 be kept from it, with what is taken in all, are counted for each resource. Where they are fewer than there are hosts, one is
-left. (Of one host, and of like hosts and one resource, the count is exact; else it may call uncertain what is certain.)
+left. (Of one host, and of like hosts and one resource, the count is exact; else, and where hosts are kept for shards or for
+trainers, it may call uncertain what is certain.)
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def jobs_to_start(
     cluster = sum_of(hosts)
     taken = sum_of([job.demand.total() for job in active])
     placeless = [job.demand for job in active if job.id in waiting]
-    of_tenant = defaultdict(lambda: Resources(cpus=0))
+    of_tenant: defaultdict[str, Resources] = defaultdict(lambda: Resources(cpus=0))
     for job in active:
         of_tenant[job.tenant] = sum_of([of_tenant[job.tenant], job.demand.total()])
     started: list[KeptJob] = []

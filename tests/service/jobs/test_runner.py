@@ -142,7 +142,7 @@ def test_all_that_certainly_fit_start_at_once_in_their_order(world: World) -> No
 
 
 def test_beside_one_that_might_not_fit_nobody_starts_until_it_has_its_place(world: World) -> None:
-    world.cluster.all_hosts = [Resources(cpus=3, memory_bytes=GIB)] * 3
+    world.cluster.all_hosts = [Host(cpus=3, memory_bytes=GIB)] * 3
     first, second, third = (
         world.submit(cpus=4) for _ in range(3)
     )  # of 2 shards, and a trainer that takes 2 CPUs
