@@ -17,16 +17,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from memory_store.carriers.grpc_credentials import SHARD_NAME, Credentials
 
 TRAINER_NAME = "trainer.pkm"
+METRICS_NAME = "metrics.pkm"
 _VALID = datetime.timedelta(days=3650)  # longer than any job: its end ends them
 _CLOCKS_DIFFER = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class JobCertificates:
-    """For the shards, and for those who ask them."""
+    """For the shards, for those who ask them, and for the ports at which all processes serve their metrics."""
 
     shards: Credentials
     trainers: Credentials
+    metrics: Credentials
 
 
 def make_certificates() -> JobCertificates:
@@ -54,6 +56,7 @@ def make_certificates() -> JobCertificates:
     return JobCertificates(
         issue(SHARD_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
         issue(TRAINER_NAME, ExtendedKeyUsageOID.CLIENT_AUTH),
+        issue(METRICS_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
     )
 
 

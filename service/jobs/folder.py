@@ -2,8 +2,10 @@
 
 jobs.sqlite     the jobs (database.py)
 token           the token of the owner, who asks from this machine
+page            the address of the page, for `pkm ui` on this machine
 ray-token       the token of the Ray that the service has started, and ...
 ray.json        ... where that is (ray_head.py)
+scrape/         for a Prometheus: the token that lets it in, and the authorities of what it finds at /targets
 data/TENANT     the corpora of a tenant, and data/shared those of all
 runs/TENANT/ID  the run folders of jobs (workers/run_folder.py)
 """
@@ -29,8 +31,11 @@ class ServiceFolder:
         self.path = path.absolute()
         self.database = self.path / "jobs.sqlite"
         self.token = self.path / "token"
+        self.page = self.path / "page"
         self.ray_token = self.path / "ray-token"
         self.ray_head = self.path / "ray.json"
+        self.scrape_token = self.path / "scrape" / "token"
+        self.scrape_authorities = self.path / "scrape" / "authorities.pem"
         self._data, self._runs = self.path / "data", self.path / "runs"
         self._shared = (shared or self._data / SHARED).absolute()
         try:

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
-from service.jobs.demand import Demand, Resources, check_ever_fits, demand_of, larger, sum_of
+from service.jobs.demand import Demand, Host, check_ever_fits, demand_of, larger, sum_of
 from service.jobs.errors import JobConflictError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
 from service.jobs.states import WITH_DRIVER, JobState
+from service.jobs.turns import Turns
 from service.jobs.wire import job_message
 from workers.job_spec import JobSpec
 from workers.move import Move, begin_move, moved, pause_of_move
@@ -35,9 +36,11 @@ class Submissions:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._database, self._folders, self._hosts, self._quotas = database, folders, hosts, quotas
 
     async def submit(self, request: pb.SubmitRequest, tenant: str) -> pb.Job:
@@ -49,7 +52,7 @@ class Submissions:
             raise UsageError(
                 f"The priority is {request.priority}; it must be from -{_PRIORITY_MAX} to {_PRIORITY_MAX}."
             )
-        return job_message(await asyncio.to_thread(self._take, request, tenant))
+        return job_message(await self._turns.take(tenant, self._take, request, tenant))
 
     def _take(self, request: pb.SubmitRequest, tenant: str) -> KeptJob:
         try:
@@ -85,8 +88,8 @@ class Submissions:
             self._database.resize(job.id, larger(job.demand, demand))
             return run, move, asked
 
-        run, move, asked = await asyncio.to_thread(begin)
-        while (pause := await asyncio.to_thread(pause_of_move, run, asked)) is None:
+        run, move, asked = await self._turns.take(tenant, begin)
+        while (pause := await self._turns.take(tenant, pause_of_move, run, asked)) is None:
             await asyncio.sleep(_MOVED_EVERY_S)
         return pb.ReshardAnswer(shards=move.shards, trainers=move.trainers, pause_seconds=pause)
 

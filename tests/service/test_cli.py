@@ -47,7 +47,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_commands_are_those_that_users_were_promised():
     promised = (
         "train reshard plan eval generate inspect export data-prepare config-show config-schema "
-        "serve submit list status watch logs cancel pause resume cuts top"
+        "serve submit list status watch logs cancel pause resume cuts top ui doctor"
     )
     assert {"-".join(command) for command in COMMANDS} == set(promised.split())
 
