@@ -90,6 +90,15 @@ types: setup ## Check types
 	$(RUN)/mypy
 	$(RUN)/pyright
 
+.PHONY: docs
+docs: setup ## Build the documentation site in site/
+	$(RUN)/zensical build --clean --strict
+
+.PHONY: reference
+reference: setup ## Write docs/reference/ from the code, and draw the figures of docs/method.md
+	$(RUN)/python docs/generate.py
+	$(RUN)/python docs/figures.py
+
 .PHONY: protos
 protos: setup ## Generate the modules of protos/*.proto
 	$(RUN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. protos/*.proto
