@@ -19,6 +19,7 @@ from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
+from service.jobs.cut_files import CutFiles
 from service.jobs.database import JobDatabase
 from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
@@ -26,6 +27,7 @@ from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
 from service.jobs.submissions import Submissions
 from service.jobs.tokens import Tokens
+from service.jobs.turns import Turns
 from service.jobs.views import Views
 from service.jobs.watchers import Watchers
 
@@ -57,9 +59,11 @@ class JobApi:
         quotas: Quotas | None = None,
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()
-        submissions = Submissions(database, folders, hosts, quotas or Quotas())
-        self.asks = Asks(database)
-        self.views = Views(database, folders, hosts, self._watchers)
+        turns = Turns()
+        submissions = Submissions(database, folders, hosts, quotas or Quotas(), turns)
+        self.asks = Asks(database, turns)
+        self.views = Views(database, folders, hosts, self._watchers, turns)
+        cut_files = CutFiles(database, folders, turns)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
@@ -73,6 +77,8 @@ class JobApi:
             "Metrics": self.views.metrics,
             "Cuts": self.views.cuts,
             "Cluster": self.views.cluster,
+            "CutFiles": cut_files.names,
+            "ReadCutFile": cut_files.read,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed
@@ -130,7 +136,7 @@ class JobApi:
 
     def _tenant(self, context: _Context) -> str:
         tenant = self._tokens.tenant_of(context.invocation_metadata() or ())
-        if tenant is None:  # the server's door (server.py) has let nobody in without a token
+        if tenant is None:  # the server's door (door.py) has let nobody in without a token
             raise PermissionError("a call without a tenant")
         return tenant
 
