@@ -83,6 +83,7 @@ class Deployment:
     secrets: Path
     prometheus: Path
     port: int
+    page_port: int
     prometheus_port: int
 
     def compose(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
@@ -98,6 +99,7 @@ class Deployment:
             PKM_PROMETHEUS_CONFIGURATION=str(self.prometheus),
             PKM_SECRETS=str(self.secrets),
             PKM_PORT=str(self.port),
+            PKM_PAGE_PORT=str(self.page_port),
             PKM_PROMETHEUS_PORT=str(self.prometheus_port),
         )
 
@@ -150,7 +152,7 @@ def deployed(folder: Path) -> Iterator[Deployment]:
     """The whole, up; and down at the end, whatever has happened."""
     secrets = folder / "secrets"
     run(ROOT / "deploy" / "secrets", secrets)
-    deployment = Deployment(secrets, _prompt_prometheus(folder), _free_port(), _free_port())
+    deployment = Deployment(secrets, _prompt_prometheus(folder), *(_free_port() for _ in range(3)))
     deployment.down()  # what a run that was killed has left
     try:
         deployment.up()
