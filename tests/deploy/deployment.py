@@ -105,7 +105,8 @@ class Deployment:
 
     def up(self) -> None:
         """Bring up everything, with two hosts for shards; returns when all are healthy, in their order."""
-        self.compose("up", "--detach", "--no-build", "--scale", "shard-host=2", "--scale", "grafana=0")
+        named = ("shard-host", "trainer-host", "service", "prometheus")  # what they need is started with them
+        self.compose("up", "--detach", "--no-build", "--scale", "shard-host=2", *named)
         until(lambda: all(self.health(name) == "healthy" for name in self.containers()), self.logs)
 
     def down(self) -> None:
