@@ -403,14 +403,14 @@ SHARD_DASHBOARD = Dashboard(
                 "bytes",
                 {
                     "{{index}} {{part}}": f"sum by (index, part) (pkm_shard_resident_bytes{{{SHARD}}})",
-                    "{{index}} process": f"max by (index) (process_resident_memory_bytes{{{SHARD}}})",
+                    "{{process}} {{index}}": last("process_resident_memory_bytes", SHARD, "process, index"),
                 },
             ),
             Panel(
                 "Processor",
                 "Cores in use.",
                 "short",
-                {"{{index}}": rate("process_cpu_seconds_total", SHARD, "index")},
+                {"{{process}} {{index}}": rate("process_cpu_seconds_total", SHARD, "process, index")},
             ),
         ],
         [
