@@ -72,11 +72,12 @@ class ShardActor:
         shard: int,
         token: str,
         logs: Path | None,
+        cuts: Path | None,
         credentials: Credentials | None,
         scrape: Scrape | None,
     ) -> None:
         self._incarnation = secrets.token_hex(8)
-        host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs)
+        host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs, cuts)
         # What other hosts can reach is served over TLS alone.
         host_address: str = _LOOPBACK
         if credentials is not None:
@@ -191,12 +192,14 @@ def start_shards(
     *,
     namespace: str = NAMESPACE,
     logs: Path | None = None,
+    cuts: Path | None = None,
     credentials: tuple[Credentials, Credentials] | None = None,
     scrape: Scrape | None = None,
 ) -> RunningShards:
     """Start the shards of a job in the first bundles of its `place`, which are those of `shard_bundles`.
 
-    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `credentials`, those of
+    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `cuts`, such a folder
+    too, none reads or writes a cut elsewhere. With `credentials`, those of
     the shards and those of who asks them, shards answer on their hosts' addresses over TLS; without, to this host alone.
     `scrape` says how they serve their metrics.
     """
@@ -215,7 +218,14 @@ def start_shards(
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=shard),
             runtime_env={"env_vars": kernel_environment(shards)},
         ).remote(
-            tuple(specs), shards, shard, group.token, logs, credentials[0] if credentials else None, scrape
+            tuple(specs),
+            shards,
+            shard,
+            group.token,
+            logs,
+            cuts,
+            credentials[0] if credentials else None,
+            scrape,
         )
         for shard in range(shards)
     ]

@@ -19,6 +19,7 @@ from pathlib import Path
 from memory_store import messages as m
 from memory_store.answers import Answer
 from memory_store.bucket_files import check_buckets, read_buckets
+from memory_store.cut_root import CutRoot
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
 from memory_store.log_records import Base
@@ -43,8 +44,8 @@ class ShardHost:
     """One shard, usable from many threads.
 
     `log` is its log, taken over (recovery.py). If it can't be written for good, or another process has taken the shard
-    over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged.
-    Every request is counted in `metrics`, when it is answered.
+    over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged. With `cuts`,
+    a folder, it reads and writes no cut elsewhere. Every request is counted in `metrics`, when it is answered.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ShardHost:
         core: ShardCore,
         log: StepLog | None = None,
         on_end: Callable[[str], None] = lambda reason: None,
+        cuts: Path | None = None,
         metrics: ShardMetrics | None = None,
     ) -> None:
         self.metrics = metrics or ShardMetrics()
@@ -61,6 +63,7 @@ class ShardHost:
         self._tickets = 0
         self._calls: dict[int, _Call] = {}
         self._cuts = ShardCuts(core.shard, core.incarnation, self._lock, self._cut_ended)
+        self._root = CutRoot(cuts)
         self._cut_begun = 0.0
         self._awaiting_cut: list[tuple[int, ShardCut]] = []
         self._durable = 0
@@ -176,8 +179,9 @@ class ShardHost:
 
     def _begin_cut(self, request: m.BeginCut | m.WriteCut) -> bool:
         """Begin a cut; False if it has been begun. What an older one still had to write is given up."""
-        core, folder = self._core, Path(request.folder)
+        core = self._core
         core.check_sender(request.sender)
+        folder = self._root.folder(request.folder)
         newest = self._cuts.newest
         if newest is not None and request.number <= newest.number:
             if request.number < newest.number:
@@ -186,7 +190,7 @@ class ShardHost:
         if core.version != request.step:
             raise StoreError(f"A cut of step {request.step} was asked for; the tables are at {core.version}.")
         if (folder / MANIFEST).exists():
-            raise CutError(f"{request.folder} is a complete cut already; nothing was written over.")
+            raise CutError(f"{folder} is a complete cut already; nothing was written over.")
         core.cut_begins()
         self._cut_begun = time.perf_counter()
         self._cuts.begin(folder, core.tables.values(), request.step, request.number)
@@ -228,7 +232,7 @@ class ShardHost:
         core = self._core
         if core.replaced_before(request):
             return m.Done(duplicate=True)
-        folder = Path(request.folder)
+        folder = self._root.folder(request.folder)
         manifest = read_manifest(folder)
         parts = list(core.tables.values())
         files = [check_buckets(folder, manifest, part) for part in parts]
@@ -237,7 +241,7 @@ class ShardHost:
         for part, entries in zip(parts, files, strict=True):
             read_buckets(folder, entries, part)
             part.clear_accesses()
-        base = Base(version=manifest.step, folder=request.folder, files=tuple(chain(*files)))
+        base = Base(version=manifest.step, folder=str(folder), files=tuple(chain(*files)))
         core.replaced(request, base)
         return m.Done(duplicate=False)
 

@@ -7,6 +7,7 @@ report.json      the figures of the finished run (report.py: Report)
 job.log          what the processes of the run printed, if a service runs it
 status.json      how far a job of a service is, outcome.json how it ended (job_status.py); shards.json how busy its shards are
 access-map.arrow how often each pair of sub-keys was used on held-out text
+training-map.arrow how often the last steps have read each (training_map.py)
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
 scrape/          where the processes of the job serve their metrics, while it runs (job_scrape.py)
@@ -35,6 +36,7 @@ class RunFolder:
         self.events_path = self.path / "events.jsonl"
         self.report_path = self.path / "report.json"
         self.access_map_path = self.path / "access-map.arrow"
+        self.training_map_path = self.path / "training-map.arrow"
         self.beats_path = self.path / "beats"
         self.move_path = self.path / "move.json"
         self.log_path = self.path / "job.log"

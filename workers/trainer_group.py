@@ -215,6 +215,7 @@ def _train_on_ray(
                 place,
                 namespace=namespace,
                 logs=logs,
+                cuts=run.cuts_path,
                 credentials=(made.shards, made.trainers) if made else None,
                 scrape=scrape,
             )

@@ -31,6 +31,7 @@ from workers.events import tell
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
+from workers.memory_layer import MemoryLayer
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
@@ -39,6 +40,7 @@ from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
 from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
+from workers.training_map import TrainingMap
 from workers.transformer import Transformer
 
 MAP_SIDE_MAX = 512
@@ -94,6 +96,7 @@ class Trainer:
         self.metrics = MetricsLog(run.metrics_path)
         on_cut = self.counted.cut_seconds.observe
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
+        self.training_map: TrainingMap | None = None
         self.step = 0
         self._skipped_in_a_row = 0
         self._stop_wanted = False
@@ -116,6 +119,8 @@ class Trainer:
                 record = self._with_validation(record)
             if ranks.leads:
                 self.metrics.append(record)
+                if self.training_map is not None:
+                    self.training_map.end_of_step(self.step, last=self.step == train.steps)
                 self._end_pause()
             if self._stop_wanted and self.step < train.steps and self._cut_to_stop():
                 return None
@@ -142,9 +147,16 @@ class Trainer:
             store.initialise()
         if ranks.leads:
             forget_after(self.run.metrics_path, self.step)
+            self.training_map = self._new_map()
         ranks.barrier()
         if store is not None:
             store.version = self.step
+
+    def _new_map(self) -> TrainingMap | None:
+        layers = [module for module in self.model.modules() if isinstance(module, MemoryLayer)]
+        if self.job.memory is None or not layers:
+            return None
+        return TrainingMap(self.run.training_map_path, layers, self.job.memory.sub_keys, self.step)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Watch:
             except StoreError:
                 pass  # being started again, which is Ray's business
             return False
-        sign = sign_of_life(binding.address, _EVERY_S, group.credentials)
+        sign = sign_of_life(binding.address, _EVERY_S, group.token, group.credentials)
         now = time.monotonic()
         if sign == Sign.ALIVE:
             self._heard[shard] = now

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memory_store.errors import UsageError
 from service.jobs.database import KeptJob
-from service.jobs.demand import Demand, Resources, sum_of
+from service.jobs.demand import Demand, Host, Resources, sum_of
 from service.jobs.errors import NeverFitsError
 from service.jobs.room import certainly_placed
 
@@ -80,7 +80,7 @@ def jobs_to_start(
     line: Iterable[KeptJob],
     active: Sequence[KeptJob],
     waiting: Collection[str],
-    hosts: Sequence[Resources],
+    hosts: Sequence[Host],
     quotas: Quotas,
 ) -> list[KeptJob]:
     """The jobs of `line`, which is in its order, that start now beside those that are `active`. The ids of those of them
@@ -88,7 +88,7 @@ def jobs_to_start(
     cluster = sum_of(hosts)
     taken = sum_of([job.demand.total() for job in active])
     placeless = [job.demand for job in active if job.id in waiting]
-    of_tenant = defaultdict(lambda: Resources(cpus=0))
+    of_tenant: defaultdict[str, Resources] = defaultdict(lambda: Resources(cpus=0))
     for job in active:
         of_tenant[job.tenant] = sum_of([of_tenant[job.tenant], job.demand.total()])
     started: list[KeptJob] = []

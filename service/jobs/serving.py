@@ -19,6 +19,7 @@ from service.jobs.runner import Runner
 from service.jobs.scheduling import Quotas
 from service.jobs.server import Certificate, start_server
 from service.jobs.tokens import Tokens
+from service.web.server import start_page
 
 _GRACE_S = 1.0
 
@@ -27,19 +28,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a service answers, and for whom; and where it is watched, if it is to be."""
+    """Where a service answers, and for whom; `page_port` is that of the page, on the same host, and `metrics_port` where the
+    service is watched, if it is to be.
+    """
 
     folder: ServiceFolder
     host: str
     port: int
+    page_port: int
     tokens: Tokens
     quotas: Quotas
     certificate: Certificate | None = None
     metrics_port: int | None = None
 
 
-def serve(settings: Settings, find_cluster: Callable[[], str], ready: Callable[[int], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `ready` is told the port when it answers. Jobs go on after that.
+def serve(settings: Settings, find_cluster: Callable[[], str], ready: Callable[[int, int], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `ready` is told its port and the page's when it answers. Jobs go on after that.
 
     `find_cluster` gives the address of the dashboard of the Ray cluster on which jobs run. It is asked when the folder is
     this service's alone: two services never start a Ray each.
@@ -54,7 +58,7 @@ def serve(settings: Settings, find_cluster: Callable[[], str], ready: Callable[[
 
 
 async def _serve(
-    settings: Settings, database: JobDatabase, cluster: RayCluster, ready: Callable[[int], None]
+    settings: Settings, database: JobDatabase, cluster: RayCluster, ready: Callable[[int, int], None]
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -67,14 +71,20 @@ async def _serve(
     server, port = await start_server(
         api, settings.tokens, settings.host, settings.port, settings.certificate
     )
+    try:
+        page = await start_page(api, settings.tokens, settings.host, settings.page_port, settings.certificate)
+    except BaseException:
+        await server.stop(None)
+        raise
     thread = threading.Thread(target=runner.run, name="runner", daemon=True)
     try:
         with _watched(settings, database, runner):
             thread.start()
-            ready(port)
+            ready(port, page.port)
             await stopped.wait()
     finally:
         runner.stop()
+        await page.stop()
         await server.stop(_GRACE_S)
         if thread.is_alive():
             await asyncio.to_thread(thread.join)

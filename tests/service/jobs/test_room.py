@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.jobs.database import KeptJob
-from service.jobs.demand import Demand, Resources, sum_of
+from service.jobs.demand import Demand, Host, Resources, sum_of
 from service.jobs.room import certainly_placed
 from service.jobs.scheduling import Quota, Quotas, jobs_to_start
 from service.jobs.states import JobState
+from workers.host_kinds import Kind
 
 UNIT = Resources(cpus=1)
 JOB = KeptJob(
@@ -28,33 +29,50 @@ demands = st.builds(
     Demand, shards=st.integers(0, 2), shard=processes, trainers=st.integers(1, 2), trainer=processes
 )
 any_hosts = st.lists(
-    st.builds(Resources, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory_bytes=st.integers(0, 5)),
+    st.builds(
+        Host,
+        cpus=st.integers(1, 4),
+        gpus=st.integers(0, 2),
+        memory_bytes=st.integers(0, 5),
+        kept_for=st.sampled_from([None, None, "shards", "trainers"]),
+    ),
     min_size=1,
     max_size=3,
 )
 
 
-def processes_of(demand: Demand) -> list[Resources]:
-    return [demand.shard] * demand.shards + [demand.trainer] * demand.trainers
+Process = tuple[Kind, Resources]
+Room = tuple[Kind | None, tuple[float, ...]]  # of one host: whom it takes, and what is free of each resource
+Free = tuple[Room, ...]  # on each host
 
 
-Free = tuple[tuple[float, ...], ...]  # on each host, of each resource
+one_host = any_hosts.map(lambda hosts: [hosts[0].model_copy(update={"kept_for": None})])
 
 
-def free_on(hosts: Sequence[Resources]) -> Free:
-    return tuple(host.amounts() for host in hosts)
+def processes_of(demand: Demand) -> list[Process]:
+    shards: list[Process] = [("shards", demand.shard)] * demand.shards
+    trainers: list[Process] = [("trainers", demand.trainer)] * demand.trainers
+    return shards + trainers
 
 
-def fits(free: tuple[float, ...], process: Resources) -> bool:
-    return all(have >= ask for have, ask in zip(free, process.amounts(), strict=True))
+def free_on(hosts: Sequence[Host]) -> Free:
+    return tuple((host.kept_for, host.amounts()) for host in hosts)
 
 
-def without(free: Free, place: int, process: Resources) -> Free:
-    left = tuple(have - ask for have, ask in zip(free[place], process.amounts(), strict=True))
-    return (*free[:place], left, *free[place + 1 :])
+def fits(room: Room, process: Process) -> bool:
+    (kept_for, free), (kind, asked) = room, process
+    return kept_for in (None, kind) and all(
+        have >= ask for have, ask in zip(free, asked.amounts(), strict=True)
+    )
 
 
-def ways(asked: Sequence[Resources], free: Free) -> set[Free]:
+def without(free: Free, place: int, process: Process) -> Free:
+    kept_for, had = free[place]
+    left = tuple(have - ask for have, ask in zip(had, process[1].amounts(), strict=True))
+    return (*free[:place], (kept_for, left), *free[place + 1 :])
+
+
+def ways(asked: Sequence[Process], free: Free) -> set[Free]:
     """What is left on each host, for every way to give each process one."""
     left = {free}
     for process in asked:
@@ -67,9 +85,7 @@ def ways(asked: Sequence[Resources], free: Free) -> set[Free]:
     return left
 
 
-def might_not_be_placed(
-    waiting: Sequence[Demand], others: Sequence[Demand], hosts: Sequence[Resources]
-) -> bool:
+def might_not_be_placed(waiting: Sequence[Demand], others: Sequence[Demand], hosts: Sequence[Host]) -> bool:
     """Whether one of the processes that wait finds no host, in some way in which all others can lie."""
     everything = [process for demand in (*waiting, *others) for process in processes_of(demand)]
     for process in {process for demand in waiting for process in processes_of(demand)}:
@@ -85,7 +101,7 @@ def might_not_be_placed(
     waiting=st.lists(demands, min_size=1, max_size=2), others=st.lists(demands, max_size=1), hosts=any_hosts
 )
 def test_what_is_certain_is_so_in_every_way_that_processes_can_lie(
-    waiting: list[Demand], others: list[Demand], hosts: list[Resources]
+    waiting: list[Demand], others: list[Demand], hosts: list[Host]
 ) -> None:
     taken = sum_of([demand.total() for demand in (*waiting, *others)])
     if certainly_placed(waiting, taken, hosts):
@@ -95,16 +111,16 @@ def test_what_is_certain_is_so_in_every_way_that_processes_can_lie(
 @settings(max_examples=300, deadline=None)
 @given(
     case=st.one_of(
-        st.tuples(st.lists(demands, min_size=1, max_size=3), any_hosts.map(lambda hosts: hosts[:1])),
+        st.tuples(st.lists(demands, min_size=1, max_size=3), one_host),
         st.tuples(
             st.lists(st.builds(Demand, shards=st.integers(0, 2), shard=st.just(UNIT), trainers=st.integers(1, 2),
                                trainer=st.just(UNIT)), min_size=1, max_size=3),
-            st.builds(lambda cpus, count: [Resources(cpus=cpus)] * count, st.integers(1, 3), st.integers(1, 3)),
+            st.builds(lambda cpus, count: [Host(cpus=cpus)] * count, st.integers(1, 3), st.integers(1, 3)),
         ),
     )
 )  # fmt: skip
 def test_on_one_host_and_on_like_hosts_of_cpus_all_that_is_certain_is_found(
-    case: tuple[list[Demand], list[Resources]],
+    case: tuple[list[Demand], list[Host]],
 ) -> None:
     wanted, hosts = case
     taken = sum_of([demand.total() for demand in wanted])
@@ -116,9 +132,9 @@ class AnyRay:
     """Places whole jobs in any order, each process on any host that has room, first on one that has none of its job; it
     never comes back on a choice."""
 
-    def __init__(self, hosts: Sequence[Resources], choose: random.Random) -> None:
+    def __init__(self, hosts: Sequence[Host], choose: random.Random) -> None:
         self.hosts, self.choose = hosts, choose
-        self.places: dict[str, list[tuple[int, Resources]]] = {}
+        self.places: dict[str, list[tuple[int, Process]]] = {}
 
     def free(self) -> Free:
         left = free_on(self.hosts)
@@ -127,7 +143,7 @@ class AnyRay:
         return left
 
     def place(self, job: KeptJob) -> bool:
-        left, places = self.free(), list[tuple[int, Resources]]()
+        left, places = self.free(), list[tuple[int, Process]]()
         for process in processes_of(job.demand):
             fitting = [place for place, host in enumerate(left) if fits(host, process)]
             fresh = [place for place in fitting if place not in {used for used, _ in places}]
@@ -152,7 +168,12 @@ def random_demand(choose: random.Random) -> Demand:
 def test_in_any_history_who_starts_is_placed_and_who_is_first_in_line_waits_only_for_room(seed: int) -> None:
     choose = random.Random(seed)
     hosts = [
-        Resources(cpus=choose.randint(2, 5), gpus=choose.randrange(2), memory_bytes=choose.randint(2, 6))
+        Host(
+            cpus=choose.randint(2, 5),
+            gpus=choose.randrange(2),
+            memory_bytes=choose.randint(2, 6),
+            kept_for=choose.choice([None, None, None, "shards", "trainers"]),
+        )
         for _ in range(choose.randint(1, 4))
     ]
     quotas = Quotas(tenants={"bob": Quota(cpus=3)})

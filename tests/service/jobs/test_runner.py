@@ -13,7 +13,7 @@ import pytest
 from memory_store.errors import UsageError
 from service.jobs.cluster import ClusterUnreachableError, ProcessState
 from service.jobs.database import JobDatabase, KeptJob, NewJob
-from service.jobs.demand import GIB, Demand, Resources, demand_of
+from service.jobs.demand import GIB, Demand, Host, Resources, demand_of
 from service.jobs.errors import JobConflictError, NeverFitsError
 from service.jobs.folder import ServiceFolder
 from service.jobs.runner import STARTS_IN_VAIN_MAX, Runner, process_name
@@ -24,7 +24,7 @@ from workers.halt import wanted_halt
 from workers.job_status import Outcome, Status, tell_outcome, tell_status
 from workers.report import Progress
 
-HOST = Resources(cpus=8, gpus=0, memory_bytes=64 * GIB)
+HOST = Host(cpus=8, gpus=0, memory_bytes=64 * GIB)
 
 
 class KilledError(BaseException):
@@ -42,9 +42,9 @@ class FakeCluster:
     die: str = ""
     answers: bool = True
     alone: Resources | None = None
-    all_hosts: Sequence[Resources] = (HOST,)
+    all_hosts: Sequence[Host] = (HOST,)
 
-    def hosts(self) -> Sequence[Resources]:
+    def hosts(self) -> Sequence[Host]:
         return self.all_hosts
 
     def start(self, process: str, run: Path, attempt: int, job_id: str, alone: Resources | None) -> None:
@@ -142,7 +142,7 @@ def test_all_that_certainly_fit_start_at_once_in_their_order(world: World) -> No
 
 
 def test_beside_one_that_might_not_fit_nobody_starts_until_it_has_its_place(world: World) -> None:
-    world.cluster.all_hosts = [Resources(cpus=3, memory_bytes=GIB)] * 3
+    world.cluster.all_hosts = [Host(cpus=3, memory_bytes=GIB)] * 3
     first, second, third = (
         world.submit(cpus=4) for _ in range(3)
     )  # of 2 shards, and a trainer that takes 2 CPUs
