@@ -104,7 +104,7 @@ class Corpus:
     def tokens(self, split: str) -> Tokens:
         """The tokens [T] of a split, uint16 or uint32, read-only; from the disk only where they are used."""
         if split not in self.splits:
-            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(SPLITS)}.")
+            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(self.splits)}.")
         return self.splits[split]
 
     def verify(self) -> None:
@@ -150,31 +150,44 @@ def prepare_corpus(
             replace_file(tokenizer, learned.to_str(pretty=True).encode())
         parts = parts_of(texts("encoding", sum(lengths)))
         encode_parts(parts, unfinished / PARTS, tokenizer, processes or len(os.sched_getaffinity(0)))
-        arrows = {f"{split}.arrow": split for split in SPLITS}
-        for name, split in arrows.items():
-            write_tokens(unfinished / name, tokens_of_parts(unfinished / PARTS, split), vocab_size)
+        for split in SPLITS:
+            blocks = tokens_of_parts(unfinished / PARTS, split)
+            write_tokens(unfinished / tokens_file(split), blocks, vocab_size)
         info = CorpusInfo(
             **dict(settings),
             split_by=split_by,
-            splits={split: _split_info(unfinished / f"{split}.arrow", ranges[split]) for split in SPLITS},
-            files=tuple(_file_info(unfinished / name) for name in sorted([TOKENIZER_FILE, *arrows])),
+            splits={split: _split_info(unfinished / tokens_file(split), ranges[split]) for split in SPLITS},
+            files=tuple(
+                _file_info(unfinished / name) for name in sorted([TOKENIZER_FILE, *map(tokens_file, SPLITS)])
+            ),
         )
         (unfinished / INFO_FILE).write_bytes(_info_to_json(info))
     return info
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open a corpus. Raises UsageError if there is none, or naming a file that is missing or damaged."""
-    info = _read_info(folder)
+def open_corpus(folder: Path, splits: Sequence[str] = SPLITS) -> Corpus:
+    """Open a corpus with some of its splits: the files of others may be elsewhere.
+
+    Raises UsageError if there is none, or naming a file that is missing or damaged.
+    """
+    info = read_corpus_info(folder)
+    needed = {TOKENIZER_FILE, *map(tokens_file, splits)}
     for file in info.files:
+        if file.name not in needed:
+            continue
         path = folder / file.name
         if not path.is_file():
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
     tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
-    splits = {split: _open(folder / f"{split}.arrow", map_tokens) for split in SPLITS}
-    return Corpus(folder, info, tokenizer, splits)
+    opened = {split: _open(folder / tokens_file(split), map_tokens) for split in splits}
+    return Corpus(folder, info, tokenizer, opened)
+
+
+def tokens_file(split: str) -> str:
+    """The name of the file with the tokens of a split."""
+    return f"{split}.arrow"
 
 
 def _settings(
@@ -261,7 +274,8 @@ def _info_to_json(info: CorpusInfo) -> bytes:
     return json.dumps({**body, "sha256": checksum}, indent=2).encode() + b"\n"
 
 
-def _read_info(folder: Path) -> CorpusInfo:
+def read_corpus_info(folder: Path) -> CorpusInfo:
+    """What corpus.json says. Raises UsageError if there is none, or if it is damaged."""
     path = folder / INFO_FILE
     if not path.is_file():
         raise UsageError(f"{folder} is no corpus: it has no {INFO_FILE}. Make one with `pkm data prepare`.")

@@ -14,7 +14,8 @@ import numpy as np
 
 from memory_store.errors import UsageError
 
-SPLITS = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 SplitBy = Literal["documents", "position"]
 
 

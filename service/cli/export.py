@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli.arguments import TrainedRun, trained_run
+from service.cli.asking import OutputOption, ServerOption
 from service.cli.output import JsonOption, data_only, print_figures, print_json
 
 
@@ -21,6 +22,8 @@ def export(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also compare perplexities on the test text, before and after.")
     ] = False,
+    server: ServerOption = None,
+    output: OutputOption = "table",
     json: JsonOption = False,
 ) -> None:
     """Write the last cut of a run, value tables included, as a folder that needs neither pkm nor a service.
@@ -32,11 +35,11 @@ def export(
     from workers.trained_model import load_trained_model
 
     with data_only():
-        trained = load_trained_model(trained_run(run))
+        trained = load_trained_model(trained_run(run, server))
         report = export_model(trained, folder, table)
         if measure:
             report = report.model_copy(update={"loss": measure_loss(trained, folder)})
-    if json:
+    if json or output == "json":
         print_json(report)
         return
     figures = {
