@@ -28,6 +28,10 @@ SERVER, TOKEN_FILE, CERTIFICATE, PROFILE = "PKM_SERVER", "PKM_TOKEN_FILE", "PKM_
 FOLDER = "PKM_FOLDER"
 
 
+class ProfileError(UsageError):
+    """Which service is meant, or what it asks for, can't be told."""
+
+
 class Profile(BaseModel):
     """A service, where the token for it is, and the address of its page."""
 
@@ -45,13 +49,13 @@ def default_folder() -> Path:
 
 
 def open_client(server: str | None, timeout_s: float = 10.0) -> Client:
-    """A client of the service that is meant. Raises UsageError for a profile or token that can't be read."""
+    """A client of the service that is meant. Raises ProfileError for a profile or token that can't be read."""
     profile = _profile()
     address = _server(profile, server)
     certificate = _path(os.environ.get(CERTIFICATE)) or profile.certificate
     host = _host(address)
     if certificate is None and not is_loopback(host):
-        raise UsageError(
+        raise ProfileError(
             f"The service at {address} is on another machine; say whose certificate to trust with {CERTIFICATE}=FILE, or "
             "`certificate` in the profile."
         )
@@ -97,7 +101,7 @@ def _profile() -> Profile:
     try:
         return Profile.model_validate(yaml.safe_load(_read(path, "profile")) or {})
     except (yaml.YAMLError, ValidationError) as error:
-        raise UsageError(f"{path} is no profile: {error}") from None
+        raise ProfileError(f"{path} is no profile: {error}") from None
 
 
 def _path(text: str | None) -> Path | None:
@@ -109,4 +113,4 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         hint = " Is `pkm serve` running?" if what == "token" else ""
-        raise UsageError(f"The {what} {path} can't be read: {error.strerror}.{hint}") from None
+        raise ProfileError(f"The {what} {path} can't be read: {error.strerror}.{hint}") from None

@@ -19,6 +19,7 @@ from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
+from service.jobs.cut_files import CutFiles
 from service.jobs.database import JobDatabase
 from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
@@ -62,6 +63,7 @@ class JobApi:
         submissions = Submissions(database, folders, hosts, quotas or Quotas(), turns)
         self.asks = Asks(database, turns)
         self.views = Views(database, folders, hosts, self._watchers, turns)
+        cut_files = CutFiles(database, folders, turns)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
@@ -75,6 +77,8 @@ class JobApi:
             "Metrics": self.views.metrics,
             "Cuts": self.views.cuts,
             "Cluster": self.views.cluster,
+            "CutFiles": cut_files.names,
+            "ReadCutFile": cut_files.read,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed

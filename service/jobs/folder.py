@@ -42,12 +42,26 @@ class ServiceFolder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._data.mkdir(exist_ok=True)
             self._runs.mkdir(exist_ok=True)
+            self.scrape_token.parent.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise UsageError(f"The folder {path} can't be made: {error.strerror}.") from None
 
     def data_of(self, tenant: str) -> tuple[Path, Path]:
         """Where the corpora lie that a tenant may read: his own, and those of all."""
         return self._data / tenant, self._shared
+
+    def corpus(self, tenant: str, given: Path) -> Path:
+        """A corpus that a tenant may read, wherever links lead. Raises UsageError for any other place."""
+        try:
+            found = given.resolve()
+        except (OSError, RuntimeError, ValueError):
+            found = None
+        roots = [folder.resolve() for folder in self.data_of(tenant)]
+        if found is None or not any(found.is_relative_to(root) for root in roots):
+            raise UsageError(
+                f"data.corpus is {str(given)[:200]!r}; a job of this service reads from {roots[0]} or {roots[1]}."
+            )
+        return found
 
     def run(self, tenant: str, job_id: str) -> RunFolder:
         """The run folder of a job."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -59,7 +58,7 @@ class Submissions:
             spec = JobSpec.model_validate_json(request.spec)
         except ValidationError as error:
             raise UsageError(_mistakes(error)) from None
-        self._check_corpus(Path(spec.data.corpus), tenant)
+        self._folders.corpus(tenant, spec.data.corpus)
         check_corpus(spec)
         demand = demand_of(spec)
         check_ever_fits(demand, self._hosts())
@@ -102,18 +101,6 @@ class Submissions:
             raise JobConflictError(
                 f"the job would ask for {demand.total()}, and of {cluster} other jobs have taken {others}; "
                 "ask for fewer, or wait until one of those has ended"
-            )
-
-    def _check_corpus(self, corpus: Path, tenant: str) -> None:
-        """Refuse a corpus outside the folders that are the tenant's to read, wherever links lead."""
-        try:
-            found = corpus.resolve()
-        except (OSError, RuntimeError, ValueError):
-            found = None
-        roots = [folder.resolve() for folder in self._folders.data_of(tenant)]
-        if found is None or not any(found.is_relative_to(root) for root in roots):
-            raise UsageError(
-                f"data.corpus is {str(corpus)[:200]!r}; a job of this service reads from {roots[0]} or {roots[1]}."
             )
 
 
