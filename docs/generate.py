@@ -163,7 +163,8 @@ def _described(member: Any, module: str) -> str:
 def _signature(member: Any) -> str:
     if inspect.isclass(member) and issubclass(member, Exception):
         return "(message)"
-    return re.sub(r"'([^']+)'(?=[,)\] ]|$)", r"\1", str(inspect.signature(member)))
+    signature = re.sub(r"'([^']+)'(?=[,)\] ]|$)", r"\1", str(inspect.signature(member)))
+    return re.sub(r"<function .* at 0x\w+>", "...", signature)  # a default that has no name
 
 
 def _prose(said: str) -> str:

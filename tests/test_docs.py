@@ -61,7 +61,9 @@ def test_every_command_and_every_setting_is_in_the_reference():
     for name in re.findall(r"^│ ([a-z]+) ", help_text, flags=re.MULTILINE):
         assert f"## pkm {name}" in commands.read_text()
     for path, _ in describe_settings():
-        assert f"`{path.rpartition('.')[2]}`" in settings.read_text(), path
+        group, _, setting = path.rpartition(".")
+        section = settings.read_text().partition(f"## {group or 'The job'}\n")[2].partition("\n## ")[0]
+        assert f"| `{setting}` |" in section or f"## {path}\n" in settings.read_text(), path
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())

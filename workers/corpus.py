@@ -150,14 +150,16 @@ def prepare_corpus(
             replace_file(tokenizer, learned.to_str(pretty=True).encode())
         parts = parts_of(texts("encoding", sum(lengths)))
         encode_parts(parts, unfinished / PARTS, tokenizer, processes or len(os.sched_getaffinity(0)))
-        arrows = {tokens_file(split): split for split in SPLITS}
-        for name, split in arrows.items():
-            write_tokens(unfinished / name, tokens_of_parts(unfinished / PARTS, split), vocab_size)
+        for split in SPLITS:
+            blocks = tokens_of_parts(unfinished / PARTS, split)
+            write_tokens(unfinished / tokens_file(split), blocks, vocab_size)
         info = CorpusInfo(
             **dict(settings),
             split_by=split_by,
             splits={split: _split_info(unfinished / tokens_file(split), ranges[split]) for split in SPLITS},
-            files=tuple(_file_info(unfinished / name) for name in sorted([TOKENIZER_FILE, *arrows])),
+            files=tuple(
+                _file_info(unfinished / name) for name in sorted([TOKENIZER_FILE, *map(tokens_file, SPLITS)])
+            ),
         )
         (unfinished / INFO_FILE).write_bytes(_info_to_json(info))
     return info

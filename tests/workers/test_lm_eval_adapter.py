@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +66,24 @@ def stand_ins(registered: dict[str, Any]) -> dict[str, types.ModuleType]:
     return modules
 
 
-@pytest.fixture
-def adapter(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(scope="module")
+def adapter(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The model that the folder registers under the name "pkm"."""
-    export_run(run, tmp_path / "model")
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export_run(run, folder)
     registered: dict[str, Any] = {}
-    try:
-        from lm_eval.api.registry import get_model  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        get_model = registered.__getitem__
-        for name, module in stand_ins(registered).items():
-            monkeypatch.setitem(sys.modules, name, module)
-    for name in ("pkm_model", "lm_eval_pkm"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path / "model"))
-    importlib.import_module("lm_eval_pkm")
-    return get_model("pkm")(folder=str(tmp_path / "model"))
+    with pytest.MonkeyPatch.context() as patched:
+        try:
+            from lm_eval.api.registry import get_model  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            get_model = registered.__getitem__
+            for name, module in stand_ins(registered).items():
+                patched.setitem(sys.modules, name, module)
+        patched.syspath_prepend(str(folder))
+        importlib.import_module("lm_eval_pkm")
+        yield get_model("pkm")(folder=str(folder))
+        for name in ("pkm_model", "lm_eval_pkm"):
+            del sys.modules[name]
 
 
 def asked(*arguments: Any) -> list[Any]:
@@ -113,13 +115,15 @@ def test_a_continuation_has_the_log_likelihood_of_its_tokens(adapter: Any, train
     assert found == pytest.approx(sum(log_likelihoods(trained, "the people")), abs=1e-4)
 
 
-def test_greedy_text_is_known_as_such_and_other_text_is_not(adapter: Any, run: RunFolder):
-    likeliest = "".join(generate(run, TEXT[:20], tokens=4, temperature=0))
-    tokens = adapter.tok_encode(TEXT[:20]), adapter.tok_encode(TEXT[:20] + likeliest)
-    pair = (("", ""), tokens[0], tokens[1][len(tokens[0]) :])
-    assert len(pair[2]) == 4
-    [(_, greedy)] = adapter._loglikelihood_tokens([pair])
-    [(_, other)] = adapter._loglikelihood_tokens([(("", ""), tokens[0], [*pair[2][:3], pair[2][3] ^ 1])])
+def test_greedy_text_is_known_as_such_and_other_text_is_not(adapter: Any, trained: TrainedModel):
+    context = adapter.tok_encode(TEXT[:20])
+    text = [0, *context]
+    with torch.no_grad():
+        for _ in range(4):
+            text.append(int(trained.model(torch.tensor([text]))[0, -1].argmax()))
+    likeliest = text[-4:]
+    [(_, greedy)] = adapter._loglikelihood_tokens([(("", ""), context, likeliest)])
+    [(_, other)] = adapter._loglikelihood_tokens([(("", ""), context, [*likeliest[:3], likeliest[3] ^ 1])])
     assert (greedy, other) == (True, False)
 
 
