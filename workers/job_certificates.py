@@ -7,6 +7,7 @@ are kept in memory only.
 from __future__ import annotations
 
 import datetime
+import secrets
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -34,7 +35,9 @@ class JobCertificates:
 def make_certificates() -> JobCertificates:
     """New ones, which no other job trusts."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a job of pkm")])
+    # Each has a name of its own: who trusts several (a Prometheus) looks for the one that has signed by its name.
+    own_name = f"a job of pkm, {secrets.token_hex(8)}"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own_name)])
     authority = (
         _unsigned(name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -29,7 +29,7 @@ from workers.run_folder import RunFolder
 from workers.trainer_metrics import TrainerMetrics, in_place_metrics
 from workers.training import Trainer
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, BATCH_TOKENS = 12, 256
 
 

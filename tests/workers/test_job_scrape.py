@@ -25,7 +25,7 @@ from workers.job_certificates import make_certificates
 from workers.job_scrape import job_scrape
 from workers.ray_cluster import place
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
 TIMEOUT_S = 120.0
 
 
