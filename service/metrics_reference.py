@@ -71,10 +71,10 @@ def _described(registry: CollectorRegistry) -> Iterator[tuple[Metric, tuple[str,
     for collector in registry._collector_to_names:
         if not isinstance(collector, ProcessCollector):
             for metric in collector.describe():  # type: ignore[attr-defined]
-                yield (
-                    metric,
-                    tuple(getattr(collector, "_labelnames", None) or getattr(metric, "_labelnames", ())),
+                labels: tuple[str, ...] = getattr(collector, "_labelnames", ()) or getattr(
+                    metric, "_labelnames", ()
                 )
+                yield metric, tuple(labels)
 
 
 def page() -> str:

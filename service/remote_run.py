@@ -35,7 +35,9 @@ def cache_folder(server: str, job_id: str) -> Path:
     return cache / "pkm" / "runs" / re.sub(r"[^A-Za-z0-9.-]", "_", server) / job_id
 
 
-def fetch_run(client: Client, job_id: str, folder: Path, fetching: Fetching) -> RunFolder:
+def fetch_run(
+    client: Client, job_id: str, folder: Path, fetching: Fetching = lambda done, total: None
+) -> RunFolder:
     """The job as a run in `folder`, with its last cut and the text that is held out, but nothing else.
 
     Raises NoSuchJobError; JobConflictError if it has no cut yet; ServerUnreachableError; StoreError if a file is damaged.

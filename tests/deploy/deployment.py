@@ -83,6 +83,7 @@ class Deployment:
     secrets: Path
     prometheus: Path
     port: int
+    page_port: int
     prometheus_port: int
 
     def compose(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
@@ -98,12 +99,14 @@ class Deployment:
             PKM_PROMETHEUS_CONFIGURATION=str(self.prometheus),
             PKM_SECRETS=str(self.secrets),
             PKM_PORT=str(self.port),
+            PKM_PAGE_PORT=str(self.page_port),
             PKM_PROMETHEUS_PORT=str(self.prometheus_port),
         )
 
     def up(self) -> None:
         """Bring up everything, with two hosts for shards; returns when all are healthy, in their order."""
-        self.compose("up", "--detach", "--no-build", "--scale", "shard-host=2", "--scale", "grafana=0")
+        named = ("shard-host", "trainer-host", "service", "prometheus")  # what they need is started with them
+        self.compose("up", "--detach", "--no-build", "--scale", "shard-host=2", *named)
         until(lambda: all(self.health(name) == "healthy" for name in self.containers()), self.logs)
 
     def down(self) -> None:
@@ -150,7 +153,7 @@ def deployed(folder: Path) -> Iterator[Deployment]:
     """The whole, up; and down at the end, whatever has happened."""
     secrets = folder / "secrets"
     run(ROOT / "deploy" / "secrets", secrets)
-    deployment = Deployment(secrets, _prompt_prometheus(folder), _free_port(), _free_port())
+    deployment = Deployment(secrets, _prompt_prometheus(folder), *(_free_port() for _ in range(3)))
     deployment.down()  # what a run that was killed has left
     try:
         deployment.up()

@@ -27,6 +27,7 @@ from tests.service.jobs.new_jobs import DEMAND, new_job
 from tests.service.jobs.running_service import TENANTS, Service, running_service
 from tests.small_job import small_job
 
+pytestmark = pytest.mark.timeout(400)
 WAIT_S = 120
 
 
@@ -166,7 +167,8 @@ WITH_OUTPUT = {
     for name, command in APP.commands.items()
     if any("-o" in parameter.opts for parameter in command.params)
 }
-EVALUATING = {"eval", "inspect", "export"}  # with a trained job: test_remote_run.py
+# With a trained job in test_remote_run.py, and in doctor/test_command.py.
+TRIED_ELSEWHERE = {"eval", "inspect", "export", "doctor"}
 
 ARGUMENTS: dict[str, Callable[[Service, Path], list[str]]] = {
     "list": lambda running, _: [],
@@ -189,7 +191,7 @@ def job_file(running: Service, folder: Path) -> str:
 
 
 def test_every_command_that_takes_an_output_is_tried() -> None:
-    assert set(ARGUMENTS) | EVALUATING == WITH_OUTPUT
+    assert set(ARGUMENTS) | TRIED_ELSEWHERE == WITH_OUTPUT
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)

@@ -96,10 +96,6 @@ def reads(spy: Spy) -> list[tuple[str, int]]:
     return spy.reads
 
 
-def nothing_told(done: int, total: int) -> None:
-    pass
-
-
 # ---- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -153,15 +149,15 @@ def test_what_is_there_and_equal_is_not_fetched_again(
     trained: Trained, tmp_path: Path, reads: list[tuple[str, int]]
 ) -> None:
     with trained.client() as client:
-        run = fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        run = fetch_run(client, trained.job, tmp_path / "run")
         assert len(reads) == len(client.cut_files(trained.job)) == len(set(reads))
         reads.clear()
-        fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        fetch_run(client, trained.job, tmp_path / "run")
         assert reads == []
         damaged = next(run.cuts_path.rglob("dense.safetensors"))
         content = damaged.read_bytes()
         damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        fetch_run(client, trained.job, tmp_path / "run")
         assert [name for name, _ in reads] == [str(damaged.relative_to(run.path))]
         assert damaged.read_bytes() == content
 
@@ -183,7 +179,7 @@ def test_a_fetch_that_was_ended_goes_on_and_a_partial_file_of_something_else_is_
         fetched_before = {name for name, _ in reads}
         reads.clear()
         whole = str(interrupted.relative_to(tmp_path / "run")).removesuffix(".partial")
-        fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        fetch_run(client, trained.job, tmp_path / "run")
         assert reads[0] == (whole, had)
         assert had > 0
         assert fetched_before.isdisjoint(name for name, _ in reads[1:])
@@ -191,7 +187,7 @@ def test_a_fetch_that_was_ended_goes_on_and_a_partial_file_of_something_else_is_
         (tmp_path / "run" / whole).unlink()
         interrupted.write_bytes(b"x" * 500)
         reads.clear()
-        fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        fetch_run(client, trained.job, tmp_path / "run")
         assert reads == [(whole, 500), (whole, 0)]
     assert_same_files(tmp_path / "run" / "cuts" / "step-00000006", trained.run.cuts_path / "step-00000006")
 
@@ -207,11 +203,11 @@ def test_a_newer_cut_takes_the_place_of_the_one_before(trained: Trained, tmp_pat
     with trained.client() as client:
         newest.rename(aside)
         try:
-            run = fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+            run = fetch_run(client, trained.job, tmp_path / "run")
             assert [cut.name for cut in run.cuts_path.iterdir()] == ["step-00000003"]
         finally:
             aside.rename(newest)
-        fetch_run(client, trained.job, tmp_path / "run", nothing_told)
+        fetch_run(client, trained.job, tmp_path / "run")
     assert [cut.name for cut in run.cuts_path.iterdir()] == ["step-00000006"]
 
 
@@ -236,11 +232,11 @@ def test_a_job_without_a_cut_says_so(trained: Trained, tmp_path: Path) -> None:
     with trained.client() as client:
         other = client.submit(small_job(trained.service.data / "shared" / "corpus", name="other", **STEPS))
         with pytest.raises(JobConflictError, match="has not started yet"):
-            fetch_run(client, other.id, tmp_path / "run", nothing_told)
+            fetch_run(client, other.id, tmp_path / "run")
         run = RunFolder(trained.run.path.parent / other.id)
         run.create(client.get(other.id).spec)
         with pytest.raises(JobConflictError, match="no complete cut yet"):
-            fetch_run(client, other.id, tmp_path / "run", nothing_told)
+            fetch_run(client, other.id, tmp_path / "run")
 
 
 @pytest.fixture
@@ -366,5 +362,5 @@ def test_a_service_that_names_files_elsewhere_is_not_believed(
     ):
         job = client.submit(small_job(false.data / "shared" / "corpus", **STEPS))
         with pytest.raises(Exception, match="is no file"):
-            fetch_run(client, job.id, tmp_path / "run", nothing_told)
+            fetch_run(client, job.id, tmp_path / "run")
     assert json.dumps(sorted(path.name for path in (tmp_path / "run").iterdir())) == '[".lock"]'

@@ -288,16 +288,29 @@ def test_ten_thousand_calls_at_once_keep_nobody_out(service: Service) -> None:
     streams = [each.call("Watch", pb.WatchRequest(id=job), 600) for each in watching for _ in range(100)]
     method = f"/{SERVICE.full_name}/List"
     channels = [service.caller(None).channel for _ in range(40)]  # 250 calls over each
-    calls = [
-        channel.unary_unary(method).future(b"", metadata=ann.metadata, timeout=240)
-        for channel in channels
-        for _ in range(250)
-    ]
-    for _ in range(100):
-        assert bob.call("List", pb.ListRequest(), 240).jobs == []
-    assert not all(call.done() for call in calls)  # the flood was there to the end
-    for call in calls:
-        call.cancel()
+    all_open, over = threading.Event(), threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            calls = [
+                channel.unary_unary(method).future(b"", metadata=ann.metadata, timeout=240)
+                for channel in channels
+                for _ in range(250)
+            ]
+            all_open.set()
+            for call in calls:
+                call.exception()
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
+    try:
+        assert all_open.wait(240)
+        for _ in range(100):
+            assert bob.call("List", pb.ListRequest(), 240).jobs == []
+        assert flooder.is_alive()
+    finally:
+        over.set()
+        flooder.join()
     for stream in streams:
         stream.cancel()
 
