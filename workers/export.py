@@ -124,8 +124,8 @@ def to_int8(values: Tensor) -> tuple[Tensor, Tensor]:
     A row's scale is its largest magnitude / 127, so that no element is off by more than half of that.
     """
     integers, scales = torch.empty(values.shape, dtype=torch.int8), values.new_empty(values.shape[0], 1)
-    for part in torch.arange(values.shape[0]).split(ROWS_AT_ONCE):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    for begin in range(0, values.shape[0], ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
         scales[rows] = values[rows].abs().amax(1, keepdim=True) / 127
         integers[rows] = (values[rows] / scales[rows]).nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8)
     return integers, scales

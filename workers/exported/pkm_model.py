@@ -60,7 +60,7 @@ class Cache(Protocol):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileConfig:
     """`Config` read from a config.json."""
 
@@ -222,8 +222,10 @@ class Memory(nn.Module):
 
     def forward(self, x: Tensor, table: Table) -> Tensor:
         rows, scores = self.product_keys(self.query_network(x), self.k)
-        recalled = table(rows.flatten(1), scores.softmax(-1).flatten(1)).to(x.dtype)
-        return recalled if self.gate is None else self.gate(recalled, x)
+        recalled: Tensor = table(rows.flatten(1), scores.softmax(-1).flatten(1)).to(x.dtype)
+        if self.gate is not None:
+            recalled = self.gate(recalled, x)
+        return recalled
 
 
 class QueryNetwork(nn.Module):
@@ -252,7 +254,8 @@ class ProductKeys(nn.Module):
         )
 
     def forward(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        parts = [self._select(part, k) for part in queries.split(TOKENS_AT_ONCE)]
+        starts = range(0, max(len(queries), 1), TOKENS_AT_ONCE)
+        parts = [self._select(queries[start : start + TOKENS_AT_ONCE], k) for start in starts]
         rows, scores = zip(*parts, strict=True)
         return torch.cat(rows), torch.cat(scores)
 
