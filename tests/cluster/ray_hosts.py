@@ -20,8 +20,7 @@ from workers.ray_cluster import ray_environment
 
 HEAD, CPUS = 0, 2  # of each host: those that are left when one dies must hold all processes of a job
 _GCS_PORT, _DASHBOARD_PORT, _PORT = 6379, 8265, 7070  # no other host has a part in them
-# Ray gives up a host whose agents have not found ports of their own within some seconds.
-_AGENT_PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+_TRIES = 4  # Ray gives up a host whose agent takes more than some seconds to start
 _OBJECT_STORE_BYTES = 80 << 20
 _WAIT_S = 300.0
 
@@ -96,20 +95,26 @@ class RayHosts:
         return False
 
     def _ray(self, host: int, *arguments: str) -> None:
-        self._begin(
+        """Have a host be one of the cluster."""
+        assert any(self._ray_starts(host, *arguments) for _ in range(_TRIES)), self._said()
+
+    def _ray_starts(self, host: int, *arguments: str) -> bool:
+        log = self._log(host)
+        ray = self._begin(
             host, "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
             "--node-ip-address", self._links.address(host), "--num-cpus", str(CPUS),
             "--object-store-memory", str(_OBJECT_STORE_BYTES),
-            *(f"--{kind}-port={52365 + number}" for number, kind in enumerate(_AGENT_PORTS)),
             *(("--temp-dir", str(self.folder / "r")) if host == HEAD else ()),
         )  # fmt: skip
-        log = self._log(host)
-        until(lambda: "runtime started" in log.read_text(), self._said)
+        until(lambda: ray.poll() is not None or "runtime started" in log.read_text(), self._said)
+        if ray.poll() is not None:
+            self._links.kill(host)  # what is left of it
+        return ray.poll() is None
 
     def _log(self, host: int) -> Path:
         return self.folder / f"host-{host}.log"
 
-    def _begin(self, host: int, module: str, *arguments: str) -> None:
+    def _begin(self, host: int, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """A command on a host, which has a shared memory of its own."""
         environment = os.environ | ray_environment() | {
             "RAY_AUTH_MODE": "token",
@@ -119,9 +124,11 @@ class RayHosts:
         alone = ["sh", "-c", 'mount -t tmpfs shm /dev/shm && exec "$@"', "sh"]
         command = [*self._links.launcher(host), *alone, sys.executable, "-m", module, *arguments]
         with open(self._log(host), "ab") as log:
-            self._began.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            begun = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        self._began.append(begun)
+        return begun
 
     def _said(self) -> str:
         logs = (self._log(host) for host in range(self.count))
