@@ -18,7 +18,7 @@ from benchmarks.tables import number
 from benchmarks.targets import TARGETS
 from memory_store.errors import UsageError
 
-BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "service", "plan")
+BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "service", "plan", "data")
 
 _HEAD = """# Performance
 

@@ -177,4 +177,12 @@ TARGETS = (
     Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
+    Target("data", "data_encode_vs_tokenizers_batch", 1, "speed of encoding over tokenizers.encode_batch"),
+    Target(
+        "data",
+        "data_prepare_peak_gib",
+        1.5,
+        "GiB that all processes of `pkm data prepare` take together, for any size of text",
+        at_least=False,
+    ),
 )

@@ -30,7 +30,7 @@ from memory_store.durable_files import replace_file, sha256_of, sync_folder
 from memory_store.errors import CutError
 
 MANIFEST = "manifest.json"
-MANIFEST_BYTES_MAX = 16 << 20
+MANIFEST_BYTES_MAX = 8 << 20
 _FOLDER = re.compile(r"step-(\d{8,12})")
 
 

@@ -48,14 +48,28 @@ class LookupMetrics:
         )
         self._carrier = carrier
         self._tables = TableLabels()
+        # To find the series by their labels takes longer than to count.
+        self._series: dict[tuple[str, str], tuple[Counter, Counter, Counter, Histogram]] = {}
 
     def count(self, table: str, kind: LookupLabel, rows: int, size_bytes: int, seconds: float) -> None:
         """One lookup that was answered."""
+        series = self._series.get((table, kind))
+        if series is None:
+            series = self._series[table, kind] = self._series_of(table, kind)
+        lookups, all_rows, all_bytes, all_seconds = series
+        lookups.inc()
+        all_rows.inc(rows)
+        all_bytes.inc(size_bytes)
+        all_seconds.observe(seconds)
+
+    def _series_of(self, table: str, kind: LookupLabel) -> tuple[Counter, Counter, Counter, Histogram]:
         labels = self._tables.of(table), kind, self._carrier
-        self.lookups.labels(*labels).inc()
-        self.rows.labels(*labels).inc(rows)
-        self.size_bytes.labels(*labels).inc(size_bytes)
-        self.seconds.labels(kind, self._carrier).observe(seconds)
+        return (
+            self.lookups.labels(*labels),
+            self.rows.labels(*labels),
+            self.size_bytes.labels(*labels),
+            self.seconds.labels(kind, self._carrier),
+        )
 
     def read_in_place(self, table: str, rows: int, size_bytes: int, seconds: float) -> None:
         """One lookup that a trainer has answered itself."""

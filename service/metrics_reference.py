@@ -71,10 +71,10 @@ def _described(registry: CollectorRegistry) -> Iterator[tuple[Metric, tuple[str,
     for collector in registry._collector_to_names:
         if not isinstance(collector, ProcessCollector):
             for metric in collector.describe():  # type: ignore[attr-defined]
-                yield (
-                    metric,
-                    tuple(getattr(collector, "_labelnames", None) or getattr(metric, "_labelnames", ())),
+                labels: tuple[str, ...] = getattr(collector, "_labelnames", ()) or getattr(
+                    metric, "_labelnames", ()
                 )
+                yield metric, tuple(labels)
 
 
 def page() -> str:
@@ -112,7 +112,7 @@ Made by `python -m service.metrics_reference`; don't edit it.
 Every process serves `GET /metrics` in the format of Prometheus: shards, trainers, the driver of each job, and the service.
 With `store.carrier: in_process` the driver is trainer and shards too, and has the metrics of all three at its port.
 
-**With a service**: `pkm serve --metrics-port 7071` serves the service's own metrics, and at `GET /targets` where the
+**With a service**: `pkm serve --metrics-port 7072` serves the service's own metrics, and at `GET /targets` where the
 processes of all running jobs are (HTTP service discovery), with the labels `job_id`, `tenant`, `process` and `index`.
 Both need the token in `scrape/token` of the service's folder, as every process of its jobs does; those answer over HTTPS
 alone, with certificates of the authorities in `scrape/authorities.pem`, all for the name `metrics.pkm`. So is

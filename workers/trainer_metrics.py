@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -103,7 +103,8 @@ class TrainerMetrics:
             buckets=LONG_SECONDS,
             registry=registry,
         )
-        self.stall("shard"), self.stall("data"), self.stall("barrier")  # there from the start, at 0
+        for cause in get_args(StallCause):
+            self.stall(cause)  # there from the start, at 0
 
     def stall(self, cause: StallCause) -> Callable[[], AbstractContextManager[None]]:
         """What is to be entered round every wait for `cause`."""

@@ -28,7 +28,7 @@ from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, Terms, failure, fr
 METHOD = "/pkm.store.v1.ShardService/Call"
 CALLS_MAX = 64
 READING_MAX = 48  # calls whose request has not come yet: others must find a thread beside them
-STREAMS_OF_ONE_CONNECTION_MAX = 16
+STREAMS_OF_ONE_CONNECTION_MAX = 32  # four times what a carrier has open
 DEADLINE_S_MAX = 7200.0  # twice what writing a cut may take
 
 _log = logging.getLogger(__name__)

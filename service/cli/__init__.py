@@ -62,7 +62,7 @@ app.command("generate", epilog='Example: pkm generate runs/quickstart --prompt "
     generate
 )
 app.command("inspect", epilog="Example: pkm inspect runs/quickstart --picture accesses.png")(inspect)
-app.command("export", epilog="Example: pkm export runs/quickstart model.safetensors --dtype bfloat16")(export)
+app.command("export", epilog="Example: pkm export runs/quickstart model --table int8 --measure")(export)
 app.add_typer(config, name="config")
 
 

@@ -42,6 +42,7 @@ class ServiceFolder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._data.mkdir(exist_ok=True)
             self._runs.mkdir(exist_ok=True)
+            self.scrape_token.parent.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise UsageError(f"The folder {path} can't be made: {error.strerror}.") from None
 

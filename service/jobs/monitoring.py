@@ -18,7 +18,6 @@ from workers.job_certificates import make_certificates
 
 def scrape_digest(folder: ServiceFolder) -> str:
     """The digest of the token with which the service's Prometheus is let in, which is made if there is none yet."""
-    folder.scrape_token.parent.mkdir(exist_ok=True, mode=0o700)
     return digest_of(own_token(folder.scrape_token))
 
 

@@ -1,4 +1,8 @@
-"""Turns of tenants at the threads that answer: one who asks for much waits for his own calls, not the others for theirs."""
+"""Turns of tenants at the threads that answer: one who asks for much waits for his own calls, not the others for theirs.
+
+A tenant with many calls in line is also answered at a bounded pace. Otherwise the service would be so busy with answering him
+that calls of others would wait where no turns are taken: before the service has looked at whose they are.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from typing import Any, TypeVar
 # Few, since Python runs one of them at a time; a tenant whose files are slow leaves some for the others.
 THREADS = 4
 THREADS_OF_ONE_TENANT = 2
+CROWD = 100  # calls of a tenant in line, from which on each of his threads pauses
+PAUSE_S = 0.005
 
 _Answer = TypeVar("_Answer")
 
@@ -25,7 +31,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
-        self._at_work: Counter[str] = Counter()
+        self._busy = 0
+        self._at_work: Counter[str] = Counter()  # threads of each tenant, those that pause among them
         # The tenant who comes first has the next turn.
         self._waiting: dict[str, deque[tuple[asyncio.Future[Any], Callable[[], Any]]]] = {}
 
@@ -37,7 +44,7 @@ class Turns:
         return await answer
 
     def _begin(self) -> None:
-        while self._at_work.total() < THREADS:
+        while self._busy < THREADS:
             tenant = next((t for t in self._waiting if self._at_work[t] < THREADS_OF_ONE_TENANT), None)
             if tenant is None:
                 return
@@ -47,6 +54,7 @@ class Turns:
                 self._waiting[tenant] = line  # behind the others
             if answer.done():  # nobody waits for it any more
                 continue
+            self._busy += 1
             self._at_work[tenant] += 1
             done = self._threads.submit(work)
             done.add_done_callback(partial(self._tell, answer.get_loop(), tenant, answer))
@@ -58,11 +66,19 @@ class Turns:
             loop.call_soon_threadsafe(self._end, tenant, answer, done)
 
     def _end(self, tenant: str, answer: asyncio.Future[Any], done: Future[Any]) -> None:
-        self._at_work[tenant] -= 1
+        self._busy -= 1
         if not answer.done():
             error = done.exception()
             if error is not None:
                 answer.set_exception(error)
             else:
                 answer.set_result(done.result())
+        if len(self._waiting.get(tenant, ())) > CROWD:
+            answer.get_loop().call_later(PAUSE_S, self._free, tenant)
+            self._begin()
+        else:
+            self._free(tenant)
+
+    def _free(self, tenant: str) -> None:
+        self._at_work[tenant] -= 1
         self._begin()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import durability, kernels, plan, scaling, selection, service, step, transport
+from benchmarks import data, durability, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
@@ -27,6 +27,7 @@ STEP = step.StepSize(
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
 DURABILITY = durability.DurabilitySize(STEP.kind, 2, 16, 1, 2, 2, 4096, 64, 4, 4096, 2, 1)
 SERVICE = service.ServiceSize(50, 50, 0.5, 5, 10)
+DATA = data.DataSize(300_000, 200_000, 400, 2)
 SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
 
 
@@ -58,6 +59,11 @@ def test_kernels(tmp_path: Path):
 
 def test_selection(tmp_path: Path):
     check(selection.run(SELECTION, quick=True), tmp_path)
+
+
+@pytest.mark.slow
+def test_data(tmp_path: Path):
+    check(data.run(DATA, quick=True), tmp_path)
 
 
 def test_service(tmp_path: Path):

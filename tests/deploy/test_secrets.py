@@ -44,7 +44,7 @@ def test_others_can_t_read_them_and_they_are_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     make(folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) == 9
+    assert len(files) == 10
     assert not any(path.stat().st_mode & 0o077 for path in files)
     before = {path: path.read_bytes() for path in files}
     again = make(folder)

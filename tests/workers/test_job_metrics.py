@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+from ray.util.placement_group import remove_placement_group
 
 from memory_store import client as client_module
 from memory_store import messages as m
@@ -143,6 +144,7 @@ def test_scraped_numbers_are_those_the_client_has_counted(
         store.close()
     finally:
         shards.stop()
+        remove_placement_group(where)
     assert counts["lookups"] > 0  # those of evaluations are by message always
     counts += in_place_reads
     assert bool(in_place_reads) == (lookup == "auto")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.util.placement_group import remove_placement_group
 
 from memory_store.actor import start_shards
 from service.jobs.database import JobDatabase, NewJob
@@ -77,6 +78,7 @@ def test_a_killed_shard_is_found_at_its_new_port(corpus: Path, tmp_path: Path) -
         assert "pkm_shard_version 0.0" in read(*after["0"].targets, folder)
     finally:
         shards.stop()
+        remove_placement_group(where)
     database.move(job.id, JobState.FAILED, "the test is over")
     assert targets.groups() == []
     database.close()

@@ -52,7 +52,8 @@ class Service:
     def caller(self, token: str | None, root: bytes | None = None) -> Caller:
         """Somebody with a token, or without one; over TLS if given a certificate to trust."""
         if root is None:
-            channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+            own_connection = [("grpc.use_local_subchannel_pool", 1)]
+            channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", own_connection)
         else:
             channel = grpc.secure_channel(f"localhost:{self.port}", grpc.ssl_channel_credentials(root))
         self.channels.append(channel)

@@ -21,10 +21,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from prometheus_client import generate_latest
 
 from protos import jobs_pb2 as pb
 from service.jobs import door
 from service.jobs.api import SERVICE
+from service.jobs.service_metrics import Observed, ServiceMetrics
 from service.jobs.tokens import bearer
 from tests.service.jobs.running_service import TENANTS, Caller, Service, running_service
 from tests.service.jobs.test_api import refused, submission
@@ -282,17 +284,33 @@ def test_a_request_that_does_not_come_is_not_waited_for(
 def test_ten_thousand_calls_at_once_keep_nobody_out(service: Service) -> None:
     ann, bob = (service.caller(TENANTS[name]) for name in ("ann", "bob"))
     job = ann.call("Submit", submission(service)).id
-    streams = [ann.call("Watch", pb.WatchRequest(id=job), 600) for _ in range(900)]
+    watching = [service.caller(TENANTS["ann"]) for _ in range(9)]
+    streams = [each.call("Watch", pb.WatchRequest(id=job), 600) for each in watching for _ in range(100)]
     method = f"/{SERVICE.full_name}/List"
-    calls = [
-        service.caller(None).channel.unary_unary(method).future(b"", metadata=ann.metadata, timeout=240)
-        for _ in range(10_000)
-    ]
-    for _ in range(100):
-        assert bob.call("List", pb.ListRequest(), 240).jobs == []
-    assert not all(call.done() for call in calls)  # the flood was there to the end
-    for call in calls:
-        call.cancel()
+    channels = [service.caller(None).channel for _ in range(40)]  # 250 calls over each
+    all_open, over = threading.Event(), threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            calls = [
+                channel.unary_unary(method).future(b"", metadata=ann.metadata, timeout=240)
+                for channel in channels
+                for _ in range(250)
+            ]
+            all_open.set()
+            for call in calls:
+                call.exception()
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
+    try:
+        assert all_open.wait(240)
+        for _ in range(100):
+            assert bob.call("List", pb.ListRequest(), 240).jobs == []
+        assert flooder.is_alive()
+    finally:
+        over.set()
+        flooder.join()
     for stream in streams:
         stream.cancel()
 
@@ -321,10 +339,9 @@ def test_a_captured_submission_makes_no_second_job(service: Service) -> None:
 # ---- 9: secrets --------------------------------------------------------------------------------------------------
 
 
-def test_no_token_is_in_an_answer_a_log_an_argument_or_a_file(
+def test_no_token_is_in_an_answer_a_log_an_argument_a_file_or_the_metrics(
     service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """(The service has no metrics of its own.)"""
     caplog.set_level(logging.DEBUG)
     ann = service.caller(TENANTS["ann"])
     job = ann.call("Submit", submission(service)).id
@@ -339,6 +356,9 @@ def test_no_token_is_in_an_answer_a_log_an_argument_or_a_file(
                 said.append(repr(next(answer, None) if hasattr(answer, "cancel") else answer))
             except grpc.RpcError as error:
                 said.append(str(error))
+    observed = Observed(service.database.count, list, tmp_path, lambda: True)
+    said.append(generate_latest(ServiceMetrics(observed).registry).decode())
+    assert "pkm_service_jobs" in said[-1]
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "jobs.sqlite" for path in kept)
     for token in TENANTS.values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.jobs import turns as turns_module
 from service.jobs.turns import THREADS, THREADS_OF_ONE_TENANT, Turns
 
 DEADLINE_S = 60.0
@@ -99,3 +100,21 @@ def test_what_work_raises_reaches_who_asked_and_what_nobody_waits_for_is_not_beg
 
     run(scene)
     assert begun == ["kept"]
+
+
+def test_a_crowd_is_answered_at_a_pace_and_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "CROWD", 3)
+    monkeypatch.setattr(
+        turns_module, "PAUSE_S", 10 * DEADLINE_S
+    )  # so that none of the crowd has a second turn here
+
+    async def scene(turns: Turns) -> None:
+        crowd = [asyncio.create_task(turns.take("ann", lambda: None)) for _ in range(20)]
+        few = [asyncio.create_task(turns.take("bob", lambda: None)) for _ in range(4)]
+        await asyncio.gather(*crowd[:THREADS_OF_ONE_TENANT], *few)
+        assert await turns.take("eve", lambda: "answered") == "answered"
+        assert not any(call.done() for call in crowd[THREADS_OF_ONE_TENANT:])
+        for call in crowd:
+            call.cancel()
+
+    run(scene)

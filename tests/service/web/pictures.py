@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
 from selenium.webdriver import ActionChains
 
 from memory_store.opening import in_process_store
@@ -112,17 +111,12 @@ def take(browser: Browser, address: str, job: str) -> None:
 
 
 def save(browser: Browser, name: str) -> None:
-    """A picture of what is seen now; of fewer colours where it would be too large."""
+    """A picture of what is seen now."""
     time.sleep(2)  # it moves no more
     path = PICTURES / f"{name}.png"
     browser.driver.save_screenshot(path)
-    for colours in (256, 128, 64):
-        if path.stat().st_size < BYTES_MAX:
-            return
-        with Image.open(path) as picture:
-            smaller = picture.convert("RGB").quantize(colours)
-        smaller.save(path, optimize=True)
-    print(f"{path} has {path.stat().st_size} bytes")
+    size = path.stat().st_size
+    print(f"{path.relative_to(ROOT)} has {size} bytes" + (", which is too much" if size > BYTES_MAX else ""))
 
 
 if __name__ == "__main__":
