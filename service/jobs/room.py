@@ -14,12 +14,15 @@ from collections.abc import Iterable, Sequence
 from math import floor
 
 from service.jobs.demand import Demand, Host, Resources
+from workers.host_kinds import Kind
 
 
 def certainly_placed(waiting: Iterable[Demand], taken: Resources, hosts: Sequence[Host]) -> bool:
     """Whether all that wait find their places, in whatever order they are served. `taken` is what they and all others take
     together; amounts are whole CPUs, GPUs and bytes."""
-    processes = {(kind, process) for demand in waiting for kind, count, process in demand.parts() if count}
+    processes: set[tuple[Kind, Resources]] = {
+        (kind, process) for demand in waiting for kind, count, process in demand.parts() if count
+    }
     return all(
         _finds_room(process, taken, [host for host in hosts if host.takes(kind)])
         for kind, process in processes
