@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.doctor.cluster import MARK, REPORTS, HostReport
@@ -35,7 +36,7 @@ def report(node: str, name: str, folder: str) -> HostReport:
         before = time.time()
         clock = ray.get(ray.remote(time.time).options(**at).remote(), timeout=_TIMEOUT_S)
         after = time.time()
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         lost = wrong(
             "host",
             f"it does not answer: {type(error).__name__}",
