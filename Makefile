@@ -34,7 +34,7 @@ $(SOTU)/corpus.json: examples/data/sotu.parquet | $(INSTALLED)
 
 .PHONY: test
 test: setup ## Run the tests that take seconds
-	$(RUN)/pytest -m "not slow and not compose"
+	$(RUN)/pytest -m "not slow and not cluster and not compose"
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take minutes
@@ -42,7 +42,11 @@ test-slow: setup ## Run the tests that take minutes
 
 .PHONY: test-all
 test-all: setup ## Run every test
-	$(RUN)/pytest -m "not compose"
+	$(RUN)/pytest -m "not cluster and not compose"
+
+.PHONY: cluster-test
+cluster-test: setup ## Run a job on three hosts made of network namespaces, and kill one (root, iproute2, openssl)
+	$(RUN)/pytest -m cluster tests/cluster
 
 .PHONY: compose-test
 compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job

@@ -47,6 +47,14 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
         """What a command begins with that is to run on that host."""
         return ["ip", "netns", "exec", self._hosts[shard]]
 
+    def processes(self, shard: int) -> list[int]:
+        """Those that run on that host."""
+        return _processes(self._hosts[shard])
+
+    def kill(self, shard: int) -> None:
+        """That host dies, with all that runs on it."""
+        _kill(self._hosts[shard])
+
     def limit(self, bytes_per_second: float | None) -> None:
         """Set the rate of every link, in each direction; None: no limit."""
         ends = [(None, self._uplink), (self._switch, "trainer")]
