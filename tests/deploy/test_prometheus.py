@@ -55,7 +55,7 @@ def training(run: RunFolder) -> Iterator[None]:
 def prometheus(folder: Path, service: str, files: ServiceFolder) -> Iterator[str]:
     """A Prometheus on the configuration that is shipped, but for addresses and times; where it answers."""
     text = (PROMETHEUS / "prometheus.yml").read_text()
-    text = text.replace("https://service:7071", f"http://{service}").replace("service:7071", service)
+    text = text.replace("https://service:7072", f"http://{service}").replace("service:7072", service)
     text = text.replace("/etc/pkm/scrape", str(files.scrape_token.parent))
     text = text.replace("/etc/pkm/service-authority.pem", str(files.scrape_authorities))
     config = yaml.safe_load(text)
