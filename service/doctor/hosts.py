@@ -27,6 +27,11 @@ def look(folder: str) -> list[Finding]:
     return list(check_machine(Path(folder)))
 
 
+def clock_here() -> float:
+    """Seconds since 1970, on the host that this runs on."""
+    return time.time()
+
+
 def report(node: str, name: str, folder: str) -> HostReport:
     """What is found on one host. Its clock is read between two looks at our own."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -34,7 +39,7 @@ def report(node: str, name: str, folder: str) -> HostReport:
     try:
         findings = ray.get(ray.remote(look).options(**at).remote(folder), timeout=_TIMEOUT_S)
         before = time.time()
-        clock = ray.get(ray.remote(time.time).options(**at).remote(), timeout=_TIMEOUT_S)
+        clock = ray.get(ray.remote(clock_here).options(**at).remote(), timeout=_TIMEOUT_S)
         after = time.time()
     except RayError as error:
         lost = wrong(
