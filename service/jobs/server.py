@@ -30,6 +30,8 @@ _OPTIONS = (
     # A burst waits for its turn: otherwise gRPC refuses at random what comes when 1000 calls wait already.
     ("grpc.server.max_pending_requests", _CALLS_MAX),
     ("grpc.server.max_pending_requests_hard_limit", _CALLS_MAX),
+    # And cancels what has waited for 30 s, of whomever: where one tenant floods a busy host, others would be told nothing.
+    ("grpc.server_max_unrequested_time_in_server", 300),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

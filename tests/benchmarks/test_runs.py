@@ -66,6 +66,7 @@ def test_data(tmp_path: Path):
     check(data.run(DATA, quick=True), tmp_path)
 
 
+@pytest.mark.slow
 def test_service(tmp_path: Path):
     run = service.run(SERVICE, quick=True)
     check(run, tmp_path)
