@@ -9,6 +9,8 @@ Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a val
     4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
 """
 
+# `tl` is a module only where kernels run; elsewhere "tl.constexpr" names nothing.
+# pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
 import math
