@@ -33,6 +33,7 @@ class Name(StrEnum):
     DURABILITY = "durability"
     SERVICE = "service"
     PLAN = "plan"
+    DATA = "data"
     ALL = "all"
     REPORT = "report"
 

@@ -9,9 +9,11 @@ rows that are older or newer than it thinks. Row gradients are on their way whil
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -110,6 +112,10 @@ class StoreClient:
         self._seq = [0] * len(carriers)
         self._contributions = [0] * len(carriers)
         self._unconfirmed: list[Future[m.Reply]] = []
+        # For metrics: entered round every wait for a shard; told of every lookup that was read in place
+        # (table, rows, bytes, seconds).
+        self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
@@ -218,10 +224,16 @@ class StoreClient:
         version = self.version
 
         def finish() -> Lookup:
-            mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
+            begun = time.perf_counter()
+            with self.waiting():
+                mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
             values = mapped.values(spec.name)
             output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
             pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+            if self.on_read_in_place is not None:
+                rows = entries.addresses.size
+                row_bytes = spec.dim * values.itemsize
+                self.on_read_in_place(spec.name, rows, rows * row_bytes, time.perf_counter() - begun)
             return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
 
         return finish
@@ -247,7 +259,8 @@ class StoreClient:
         )
 
         def finish() -> Lookup:
-            first, *others = (expect(future, m.Rows).values for future in futures)
+            with self.waiting():
+                first, *others = (expect(future, m.Rows).values for future in futures)
             output = first
             for partial_sums in others:
                 output = output + partial_sums
@@ -270,7 +283,8 @@ class StoreClient:
         )
 
         def finish() -> Lookup:
-            fetched = [expect(future, m.Rows).values for future in futures]
+            with self.waiting():
+                fetched = [expect(future, m.Rows).values for future in futures]
             values = fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
             rows = FetchedRows(entries, groups, values)
             return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
@@ -321,7 +335,8 @@ class StoreClient:
         futures = self._commit(learning_rates, hold=bool(clip_norms))
         norms: dict[str, float] = {}
         if clip_norms:
-            squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
+            with self.waiting():
+                squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
             norms = {name: float(np.sqrt(squares[index].sum())) for index, name in enumerate(self.specs)}
             if not np.isfinite(list(norms.values())).all():
                 raise NonFiniteGradientError(
@@ -347,7 +362,8 @@ class StoreClient:
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for future in unconfirmed:
             try:
-                future.result()
+                with self.waiting():
+                    future.result()
             except NonFiniteGradientError as error:
                 refusal = error
         return refusal

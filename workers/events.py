@@ -17,18 +17,6 @@ EventKind = Literal["restart", "cut_failed", "steps_skipped", "silent", "reshard
 _log = logging.getLogger(__name__)
 
 
-class RevivedKeys(BaseModel):
-    """Dead sub-keys of one half of a memory head, and those from which they were re-seeded, one for each (revival.py)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    layer: int
-    head: int
-    half: int
-    sub_keys: list[int]
-    donors: list[int]
-
-
 class Event(BaseModel):
     """`time` in seconds since 1970; `step` is the last that was finished, `seconds` what it has cost, where that is known."""
 
@@ -39,19 +27,11 @@ class Event(BaseModel):
     step: int
     message: str
     seconds: float | None = None
-    revived: list[RevivedKeys] | None = None
 
 
-def tell(
-    path: Path,
-    kind: EventKind,
-    step: int,
-    message: str,
-    seconds: float | None = None,
-    revived: list[RevivedKeys] | None = None,
-) -> None:
+def tell(path: Path, kind: EventKind, step: int, message: str, seconds: float | None = None) -> None:
     """Add an event that happens now; a disk that does not take it is no reason to stop."""
-    event = Event(time=time.time(), kind=kind, step=step, message=message, seconds=seconds, revived=revived)
+    event = Event(time=time.time(), kind=kind, step=step, message=message, seconds=seconds)
     _log.warning("step %d: %s", step, message)
     try:
         with open(path, "ab", buffering=0) as file:

@@ -29,16 +29,13 @@ def begin_finetuning(base: RunFolder, run: RunFolder, job: JobSpec, background_b
     for group in ("model", "memory"):
         before, after = getattr(old, group), getattr(job, group)
         if group == "memory" and before is not None and after is not None:
-            before, after = (
-                memory.model_copy(update={"values": None, "revive_dead_after": None})
-                for memory in (before, after)
-            )
+            before, after = (memory.model_copy(update={"values": None}) for memory in (before, after))
         if before != after:
             raise UsageError(
                 f"{base.path} was trained with another {group}; finetuning can't change it, only memory.values, "
                 "data, train and store."
             )
-    open_corpus(job.data.corpus, tokenizer=open_corpus(old.data.corpus).tokenizer)
+    open_corpus(job.data.corpus, tokenizer=open_corpus(old.data.corpus, ()).tokenizer)
     run.create(job)
     try:
         if job.train.only_rows is not None:
@@ -56,10 +53,11 @@ def _background(base: RunFolder, batches: int) -> dict[int, BatchCount]:
     """What `batches` batches of the base's training text read, by memory layer; the first ones of its order."""
     trained = load_trained_model(base)
     job, memories = trained.job, trained.model.memories()
+    text = open_corpus(job.data.corpus, ("train",)).tokens("train")
     counts = {number: BatchCount(layer.table.rows) for number, layer in memories.items()}
     for number, layer in memories.items():
         layer.choose_learning = counts[number]
-    source = TrainingBatches(trained.corpus.tokens("train"), job.data.sequence_length, job.seed)
+    source = TrainingBatches(text, job.data.sequence_length, job.seed)
     sequences = job.train.batch_tokens // job.data.sequence_length
     with torch.no_grad():
         for step in range(batches):

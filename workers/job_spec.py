@@ -198,9 +198,6 @@ class JobSpec(Spec):
                 "use trainers 1 and gradient_accumulation 1"
             )
             impossible("only_rows", train.only_rows, sentence)
-        if memory.revive_dead_after is not None:
-            sentence = "sub-keys are frozen, so none can be revived; use memory.revive_dead_after null"
-            impossible("only_rows", train.only_rows, sentence)
         return train
 
     @field_validator("store")

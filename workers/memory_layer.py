@@ -51,7 +51,8 @@ class MemoryLayer(nn.Module):
 
     `count_uses` counts which sub-keys are selected in training (see revival.py).
     `choose_learning`, given the rows int64 `[T, M]` of a batch, says which of them learn, bool `[T, M]` (learning_rows.py).
-    `track_access` counts accesses at the shards (for evaluation). `ablation` shows whether the memory
+    `track_access` counts accesses at the shards (for evaluation); `on_select` is told, while the layer trains, which keys
+    it selects, int64 `[T, heads, k]`. `ablation` shows whether the memory
     matters: "zero" puts its output to zero, "shuffle" reads other rows than were selected, the same ones
     every time.
     """
@@ -100,6 +101,7 @@ class MemoryLayer(nn.Module):
         self.table, self.k, self.weights, self.value_expansion = table, k, weights, value_expansion
         self.track_access, self.count_uses = False, count_uses
         self.choose_learning: Callable[[Tensor], Tensor] | None = None
+        self.on_select: Callable[[Tensor], None] | None = None
         self.ablation: Ablation = "none"
         generator = torch.Generator().manual_seed(seed)
         self.query_network = QueryNetwork(dim, heads, query_dim, query_network, query_norm, generator)
@@ -143,6 +145,8 @@ class MemoryLayer(nn.Module):
         keys, scores = self.select(self.query_network(tokens))
         if self.count_uses and self.training and self.product_keys is not None:
             self.product_keys.count(keys)
+        if self.on_select is not None and (self.training or self.choose_learning is not None):
+            self.on_select(keys)
         if self.ablation == "shuffle":
             keys = _permuted(keys, self.table.rows * self.value_expansion)
         weights = (scores.softmax(-1) if self.weights == "softmax" else scores / self.k).flatten(1)

@@ -9,13 +9,12 @@ second. Several heads, and layers that share a table, read the same rows. So the
 the donor's line and with the same noise, only where its sub-key is dead in all of them; there they share one donor.
 
 All of it is a function of the job's seed, the step and the counts, which are summed over the trainers at each step and
-kept in the cut: runs repeat bit for bit, on any number of shards. events.jsonl names every sub-key and its donor.
+kept in the cut: runs repeat bit for bit, on any number of shards. revivals.jsonl names every sub-key and its donor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.client import StoreClient
-from workers.events import RevivedKeys, tell
+from workers.events import tell
 from workers.memory_layer import MemoryLayer
+from workers.metrics_log import MetricsLog
 from workers.product_keys import ProductKeys
 from workers.ranks import Ranks
+from workers.revival_trail import RevivalRecord, RevivedKeys
+from workers.run_folder import RunFolder
 
+ROWS_AT_ONCE = 1 << 16
 NOISE = 0.1  # standard deviation of the noise, of the donor's root mean square
 
 
@@ -43,10 +46,11 @@ class Revival:
         ranks: Ranks,
         optimizer: torch.optim.Optimizer,
         store: StoreClient,
-        events: Path,
+        run: RunFolder,
     ) -> None:
         self._layers, self._window_steps, self._seed = layers, window_steps, seed
-        self._ranks, self._optimizer, self._store, self._events = ranks, optimizer, store, events
+        self._ranks, self._optimizer, self._store = ranks, optimizer, store
+        self._events, self._trail = run.events_path, MetricsLog(run.revivals_path)
 
     def after_step(self, step: int) -> None:
         """Count what step `step` has selected and, at a window's end, revive. Between the dense step and the tables'."""
@@ -79,7 +83,8 @@ class Revival:
         if self._ranks.leads and revived:
             count = sum(len(keys.sub_keys) for keys in revived)
             message = f"{count} dead sub-keys and {rows.size} rows of table '{table}' were re-seeded."
-            tell(self._events, "revival", step, message, revived=revived)
+            tell(self._events, "revival", step, message)
+            self._trail.append(RevivalRecord(step=step + 1, table=table, rows=rows.size, revived=revived))
 
     def _reseed_keys(
         self, sub_keys: torch.nn.Parameter, donors: NDArray[np.int64], random: np.random.Generator
@@ -101,9 +106,11 @@ class Revival:
         sources: NDArray[np.int64],
         random: np.random.Generator,
     ) -> None:
-        ones = np.ones((sources.size, 1), dtype=self._store.specs[table].compute_dtype)
-        values = self._store.table(table).lookup(sources[:, None], ones, keep=False).output
-        self._store.replace_rows(table, rows, _with_noise(values, random))
+        for begin in range(0, rows.size, ROWS_AT_ONCE):
+            part = slice(begin, begin + ROWS_AT_ONCE)
+            ones = np.ones((sources[part].size, 1), dtype=self._store.specs[table].compute_dtype)
+            values = self._store.table(table).lookup(sources[part, None], ones, keep=False).output
+            self._store.replace_rows(table, rows[part], _with_noise(values, random))
 
 
 def choose_donors(uses: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -135,10 +142,9 @@ def rows_to_reseed(
     """Rows of sub-keys that are dead in all heads, and the rows that they take after: each int64 `[U]`, distinct."""
     n = uses.shape[-1]
     grid = np.arange(n * n, dtype=np.int64).reshape(n, n)
-    sources = grid.copy()
-    dead_first, dead_second = ((uses[:, half].sum(0) == 0) & (donors[0, half] >= 0) for half in range(2))
-    sources[:, dead_second] = grid[:, donors[0, 1, dead_second]]
-    sources[dead_first] = grid[donors[0, 0, dead_first]]
+    dead = (uses.sum(0) == 0) & (donors[0] >= 0)
+    first, second = np.where(dead, donors[0], np.arange(n))
+    sources = grid[np.ix_(first, second)]
     taken = sources != grid
     return grid[taken], sources[taken]
 

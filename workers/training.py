@@ -32,14 +32,18 @@ from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
 from workers.learning_rows import freeze_all_but_rows
+from workers.memory_layer import MemoryLayer
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.revival import Revival
+from workers.revival_trail import forget_revivals_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
+from workers.training_map import TrainingMap
 from workers.transformer import Transformer
 
 MAP_SIDE_MAX = 512
@@ -71,9 +75,16 @@ class Trainer:
     """One trainer of a job; see the module."""
 
     def __init__(
-        self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+        self,
+        job: JobSpec,
+        run: RunFolder,
+        ranks: Ranks,
+        store: StoreClient | None,
+        at: At = unnoticed,
+        counted: TrainerMetrics | None = None,
     ) -> None:
         self.at = at
+        self.counted = counted or TrainerMetrics()
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
@@ -88,8 +99,10 @@ class Trainer:
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
         self.metrics = MetricsLog(run.metrics_path)
-        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
+        on_cut = self.counted.cut_seconds.observe
+        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
         self.revival = self._new_revival()
+        self.training_map: TrainingMap | None = None
         self.step = 0
         self._skipped_in_a_row = 0
         self._stop_wanted = False
@@ -107,10 +120,13 @@ class Trainer:
         train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
             record = self.train_step()
+            self.counted.stepped(record)
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
             if ranks.leads:
                 self.metrics.append(record)
+                if self.training_map is not None:
+                    self.training_map.end_of_step(self.step, last=self.step == train.steps)
                 self._end_pause()
             if self._stop_wanted and self.step < train.steps and self._cut_to_stop():
                 return None
@@ -137,9 +153,17 @@ class Trainer:
             store.initialise()
         if ranks.leads:
             forget_after(self.run.metrics_path, self.step)
+            forget_revivals_after(self.run.revivals_path, self.step)
+            self.training_map = self._new_map()
         ranks.barrier()
         if store is not None:
             store.version = self.step
+
+    def _new_map(self) -> TrainingMap | None:
+        layers = [module for module in self.model.modules() if isinstance(module, MemoryLayer)]
+        if self.job.memory is None or not layers:
+            return None
+        return TrainingMap(self.run.training_map_path, layers, self.job.memory.sub_keys, self.step)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -155,7 +179,8 @@ class Trainer:
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
-            inputs, targets = self._batch(micro)
+            with self.counted.stall("data")():
+                inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
                 loss = self.parallel(inputs, targets) / train.gradient_accumulation
@@ -197,8 +222,8 @@ class Trainer:
         )
 
     def _new_revival(self) -> Revival | None:
-        memory = self.job.memory
-        if self.store is None or memory is None or memory.revive_dead_after is None:
+        memory, frozen = self.job.memory, self.job.train.only_rows is not None
+        if self.store is None or memory is None or memory.revive_dead_after is None or frozen:
             return None
         return Revival(
             self.model.memories(),
@@ -207,7 +232,7 @@ class Trainer:
             self.ranks,
             self.optimizer,
             self.store,
-            self.run.events_path,
+            self.run,
         )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
@@ -325,6 +350,7 @@ class Trainer:
             on_batch=on_batch,
         )
         self.at(self.step, WAITING, "what follows the evaluation")
+        self.counted.evaluated(report)
         return report
 
     def _with_validation(self, record: StepRecord) -> StepRecord:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli.arguments import Overrides, TrainedRun, trained_run
+from service.cli.asking import ServerOption
 from service.cli.output import JsonOption, data_only, messages
 from service.cli.train import print_report
 
@@ -45,6 +46,7 @@ def finetune(
         int, typer.Option(min=1, help="Batches of the old text that tell which rows it needs.")
     ] = 100,
     overrides: Overrides = None,
+    server: ServerOption = None,
     json: JsonOption = False,
 ) -> None:
     """Go on with the last cut of a run on new text, in a run of its own; evaluate it on the test part of that text."""
@@ -57,7 +59,7 @@ def finetune(
     from workers.supervisor import train as train_job
     from workers.training_cut import latest_cut
 
-    base = trained_run(run)
+    base = trained_run(run, server)
     base.load_job()
     last = cut_step(latest_cut(base.cuts_path)) + steps
     settings = [
@@ -69,7 +71,7 @@ def finetune(
     ]
     job = load_job(base.job_path, [*settings, *(overrides or [])]).job
     check_job(job)
-    folder = RunFolder(out or base.path.with_name(f"{base.path.name}-finetuned"))
+    folder = RunFolder(out or run.with_name(f"{run.name}-finetuned"))
     console = messages()
     console.print(f"Finetuning {base.path} in {folder.path}", markup=False, soft_wrap=True)
     with data_only(), ProgressDisplay(console) as display:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import durability, kernels, plan, scaling, selection, service, step, transport
+from benchmarks import data, durability, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
@@ -14,6 +14,7 @@ from memory_store.errors import UsageError
 from workers.job_spec import ModelSpec
 from workers.memory_spec import MemorySpec
 
+pytestmark = pytest.mark.timeout(600)  # whatever is compiled for the first time, is so here
 KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
 SELECTION = selection.SelectionSize(32, 2, 4, 16, (16, 32), 16, (16,), 2)
 TRANSPORT = transport.TransportSize(4096, 64, (100, 1000), 2, 64, 32, 4)
@@ -28,6 +29,7 @@ STEP = step.StepSize(
 PLAN = plan.PlanSize((plan.PlannedKind("tiny", STEP.kind, 1, (2,)),), (1000,), 1, 1)
 DURABILITY = durability.DurabilitySize(STEP.kind, 2, 16, 1, 2, 2, 4096, 64, 4, 4096, 2, 1)
 SERVICE = service.ServiceSize(50, 50, 0.5, 5, 10)
+DATA = data.DataSize(300_000, 200_000, 400, 2)
 SCALING = scaling.ScalingSize((2**12, 2**14), (2**12, 2**14), 0, 64, 64, 2, (2,), 2**12)
 
 
@@ -61,6 +63,12 @@ def test_selection(tmp_path: Path):
     check(selection.run(SELECTION, quick=True), tmp_path)
 
 
+@pytest.mark.slow
+def test_data(tmp_path: Path):
+    check(data.run(DATA, quick=True), tmp_path)
+
+
+@pytest.mark.slow
 def test_service(tmp_path: Path):
     run = service.run(SERVICE, quick=True)
     check(run, tmp_path)

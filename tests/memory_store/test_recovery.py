@@ -78,6 +78,8 @@ def train(
         found = table.lookup(rows, weights, keep=True)
         at(step, "before the backward pass")
         seen += [found.output.tobytes(), found.backward(np.sin(found.output)).tobytes()]
+        replaced = np.unique(rows[:2])
+        store.replace_rows("memory", replaced, random.random((replaced.size, SPEC.dim), dtype=np.float32))
         at(step, "before the commit")
         store.step({"memory": 0.01}, {"memory": clip} if clip else None)
         at(step, "after the commit")

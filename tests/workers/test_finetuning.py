@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from memory_store.errors import UsageError
+from service.cli import app
 from tests.small_job import ADDRESSES, dense_weights, small_job, table_content
 from tests.workers.test_training import PlantedError, last_cut, run_job
 from workers.batches import TrainingBatches
 from workers.corpus import open_corpus, prepare_corpus
+from workers.dense_state import WEIGHTS
 from workers.finetuning import begin_finetuning
 from workers.job_spec import JobSpec
 from workers.learning_rows import BatchCount, LearningRows
@@ -102,7 +106,7 @@ def test_one_step_changes_the_rows_found_by_hand_and_nothing_else(
 ) -> None:
     run = finetune(base, tmp_path / "run", finetuning_job(new_text, 1))
     old, new = last_cut(base.path), last_cut(run.path)
-    assert dense_weights(new)["weights.safetensors"] == dense_weights(old)["weights.safetensors"]
+    assert dense_weights(new)[WEIGHTS] == dense_weights(old)[WEIGHTS]
 
     background = rows_of_batches(base, corpus, range(BACKGROUND))
     batch = rows_of_batches(base, new_text, range(STEPS, STEPS + 1))
@@ -152,7 +156,25 @@ def test_without_a_choice_of_rows_everything_learns(base: RunFolder, new_text: P
     run = finetune(base, tmp_path / "run", finetuning_job(new_text, 1, train__only_rows=None))
     assert not run.background_path.exists()
     old, new = dense_weights(last_cut(base.path)), dense_weights(last_cut(run.path))
-    assert new["weights.safetensors"] != old["weights.safetensors"]
+    assert new[WEIGHTS] != old[WEIGHTS]
+
+
+def test_the_command_goes_on_with_a_run(
+    base: RunFolder, new_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.supervisor.train", train)  # in this process, without Ray
+    run = RunFolder(tmp_path / "run")
+    told = f"finetune {base.path} --data {new_text} --steps 2 --only-rows 7 --background-batches 2 --run {run.path}"
+    result = CliRunner().invoke(app, [*told.split(), "--set", "memory.values.lr=0.02", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["final_loss"] == read_records(run.metrics_path)[-1].loss
+    job = run.load_job()
+    assert (job.train.steps, job.train.only_rows, job.data.corpus) == (STEPS + 2, 7, new_text)
+    assert job.memory is not None
+    assert job.memory.values.lr == 0.02
+    before, after = table_content(last_cut(base.path)), table_content(last_cut(run.path))
+    changed = {place for place in before if before[place] != after[place]}
+    assert 2 * 7 <= len(changed) <= 2 * 2 * 7  # of each layer 7 in each step; 1024 rows: each bucket has one
 
 
 def test_what_can_not_be_finetuned_is_refused(

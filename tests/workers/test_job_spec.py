@@ -153,7 +153,6 @@ def test_the_table_has_the_shape_that_the_options_ask_for(options: dict[str, Any
     [
         ({"memory": None}, "no rows to update"),
         ({"train__gradient_accumulation": 2}, "one trainer that has all of it"),
-        ({"memory__revive_dead_after": 5}, "none can be revived"),
     ],
 )
 def test_rows_are_chosen_only_where_that_makes_sense(together: dict[str, Any], why: str):

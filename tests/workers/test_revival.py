@@ -16,13 +16,15 @@ from workers.events import read_events
 from workers.export import table_values
 from workers.ranks import Ranks
 from workers.revival import choose_donors, rows_to_reseed
+from workers.revival_trail import read_revivals
 from workers.run_folder import RunFolder
 from workers.training import Trainer
 
-# Without query norm and with many sub-keys, many of them are never selected.
+# Without query norm and with many sub-keys for one head, many of them are never selected.
 SETTINGS = {
     "memory__query_norm": "none",
     "memory__sub_keys": 64,
+    "memory__heads": 1,
     "memory__k": 2,
     "memory__revive_dead_after": 4,
     "store__lookup": "fetch",
@@ -58,8 +60,8 @@ def test_rows_of_both_halves_are_reseeded_once():
     uses = np.full((1, 2, 3), 2, dtype=np.int64)
     uses[0, 0], uses[0, 1] = [4, 0, 1], [0, 1, 5]
     rows, sources = rows_to_reseed(uses, choose_donors(uses))
-    # First half: 1 after 0. Second half: 0 after 2.
-    assert dict(zip(rows.tolist(), sources.tolist(), strict=True)) == {0: 2, 3: 0, 4: 1, 5: 2, 6: 8}
+    # First half: 1 after 0. Second half: 0 after 2. Row 3, of both, takes after the row of both donors.
+    assert dict(zip(rows.tolist(), sources.tolist(), strict=True)) == {0: 2, 3: 2, 4: 1, 5: 2, 6: 8}
 
 
 def test_the_dead_become_copies_with_noise_and_nothing_else_is_touched(corpus: Path, tmp_path: Path):
@@ -86,7 +88,7 @@ def test_the_dead_become_copies_with_noise_and_nothing_else_is_touched(corpus: P
 
     donors = choose_donors(uses.numpy())
     dead = torch.from_numpy(donors >= 0)
-    assert 20 < int(dead.sum()) < dead.numel()
+    assert 5 < int(dead.sum()) < dead.numel()
     assert torch.equal(keys[~dead], plain_keys[~dead])
     assert torch.equal(moments[~dead], plain_moments[~dead])
     assert not moments[dead].any()
@@ -109,10 +111,11 @@ def test_the_dead_become_copies_with_noise_and_nothing_else_is_touched(corpus: P
         3,
         f"{int(dead.sum())} dead sub-keys and {rows.numel()} rows of table 'memory' were re-seeded.",
     )
-    assert event.revived is not None
+    (record,) = read_revivals(tmp_path / "with" / "revivals.jsonl")
+    assert (record.step, record.table, record.rows) == (4, "memory", rows.numel())
     told = {
         (part.head, part.half, number): donor
-        for part in event.revived
+        for part in record.revived
         for number, donor in zip(part.sub_keys, part.donors, strict=True)
     }
     assert told == {tuple(place): int(donors[tuple(place)]) for place in np.argwhere(donors >= 0).tolist()}
@@ -126,6 +129,9 @@ def test_shards_and_stops_change_no_byte(corpus: Path, tmp_path: Path, monkeypat
     for theirs, ours in zip(*cuts, strict=True):
         assert dense_weights(theirs) == dense_weights(ours)
         assert table_content(theirs) == table_content(ours)
-    assert any(event.kind == "revival" for event in read_events(tmp_path / "two" / "events.jsonl"))
+    # The trail tells of each revival once, though the one of step 8 was done twice.
+    undisturbed, stopped = (read_revivals(tmp_path / name / "revivals.jsonl") for name in ("two", "moved"))
+    assert [record.step for record in undisturbed] == [4, 8, 12]
+    assert stopped == undisturbed
     run_job(small_job(corpus, **SETTINGS | {"memory__revive_dead_after": None}), tmp_path / "none")
     assert table_content(last_cut(tmp_path / "none")) != table_content(last_cut(tmp_path / "two"))
