@@ -27,6 +27,7 @@ from memory_store.log_records import (
     LoggedStep,
     Opening,
     Payload,
+    Replacement,
     TableUpdate,
     decode_base,
     decode_group,
@@ -149,7 +150,9 @@ def _payloads() -> list[Payload]:
         encode_model(Kind.OPENING, 0, opening),
         encode_model(Kind.GROUP, 0, group),
         encode_step(LoggedStep(0, {0: 4}, (TableUpdate("memory", 0.1, 1.0, grouped),))),
-        encode_step(LoggedStep(1, {0: 5}, ())),
+        encode_step(
+            LoggedStep(1, {0: 5}, (), (Replacement("memory", rows[1:], np.ones((2, 4), np.float32)),))
+        ),
         encode_model(Kind.BASE, 2, Base(version=2, folder="/cuts/step-2")),
     ]
 
@@ -177,9 +180,7 @@ def _decode_record(kind: Kind, version: int, head: bytes, body: memoryview) -> N
             decode_base(head)
         case Kind.STEP:
             decode_seqs(head)
-            part = _served().tables["memory"]
-            for update in decode_step(version, head, body).updates:
-                check_replayed(part if update.table == "memory" else None, version, update)
+            check_replayed(_served().tables, decode_step(version, head, body))
 
 
 def _records() -> list[bytes]:

@@ -128,6 +128,8 @@ def test_one_step_changes_the_rows_found_by_hand_and_nothing_else(
         assert all(specific[row] >= least * (1 - 1e-5) for row in changed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_shards_and_stops_change_no_byte(
     base: RunFolder, new_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,8 @@ def test_the_dead_become_copies_with_noise_and_nothing_else_is_touched(corpus: P
     assert told == {tuple(place): int(donors[tuple(place)]) for place in np.argwhere(donors >= 0).tolist()}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_shards_and_stops_change_no_byte(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_job(small_job(corpus, **SETTINGS), tmp_path / "two")
     run_interrupted(small_job(corpus, **SETTINGS), tmp_path / "moved", 10, monkeypatch)  # in the third window

@@ -29,6 +29,8 @@ def variant(name: str) -> dict[str, Any]:
     return {f"memory__{key}": value for key, value in VARIANTS[name].items()}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_shards_and_stops_change_no_byte(
     name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
