@@ -8,8 +8,8 @@ The chosen row numbers carry no gradient; the chosen scores carry it to the quer
 Scores are float32 (float64 for float64 parameters) also under autocast: in bfloat16 most queries would tie
 at the k-th score.
 
-On the CPU, float32 goes through the fused kernels of selection_kernels.py; everything else through torch
-operations.
+In float32 the fused kernels select: selection_kernels.py on the CPU, gpu/selection.py on a GPU. All else goes
+through torch operations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from workers.gpu import selection as gpu_selection
 from workers.selection_kernels import select_pairs, selection_gradient
 
 TOKENS_AT_ONCE = 256  # tokens whose scores [H, 2, tokens, n] are in memory at a time
@@ -54,6 +55,8 @@ class ProductKeys(nn.Module):
             sub_keys, halves = self.sub_keys.to(dtype), queries.to(dtype).reshape(tokens, heads, 2, width)
             if dtype == torch.float32 and queries.device.type == "cpu":
                 return Selection(*_FusedSelection.apply(halves, sub_keys, k))  # type: ignore[no-untyped-call]
+            if dtype == torch.float32 and queries.device.type == "cuda":
+                return Selection(*gpu_selection.select(halves, sub_keys, k))
             scores = torch.einsum("thsc,hsnc->sthn", halves, sub_keys)
             with torch.no_grad():
                 first, second = choose_pairs(scores, k)

@@ -1,0 +1,229 @@
+"""The GPU kernels under Triton's interpreter, on the CPU; test_kernels.py runs these tests in a process of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import TensorHandle
+
+from memory_store.grouping import group_by_address
+from memory_store.kernels import pool_rows, weight_gradients
+from memory_store.optimizers import Contributions, RowState
+from memory_store.optimizers import squared_norm_by_bucket as numba_squared_norm
+from memory_store.optimizers import update_rows as numba_update
+from memory_store.table_spec import OptimizerSpec
+from memory_store.value_types import to_bfloat16
+from workers.gpu import pooling, selection
+from workers.gpu.compilation import kernels_run_on
+from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_reference, update_rows
+from workers.selection_kernels import select_pairs
+
+CPU = torch.device("cpu")
+_librarys_topk = tl.topk
+
+
+def _topk(numbers: Any, k: Any) -> Any:
+    """The interpreter makes every exchange of the library's sort one by one; NumPy sorts at once."""
+    data = np.sort(numbers.handle.data, axis=-1)[..., ::-1][..., : int(k)].copy()
+    shape = tl.block_type(numbers.dtype.scalar, list(data.shape))
+    return tl.tensor(TensorHandle(data, numbers.handle.dtype), shape)
+
+
+@pytest.fixture(autouse=True)
+def _fast_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tl, "topk", _topk)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_kernels_run_here() -> None:
+    assert kernels_run_on(CPU)
+
+
+# ---- selection ---------------------------------------------------------------------------------------------------
+
+
+def of_the_cpu_kernels(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    tokens, heads = queries.shape[:2]
+    scores = torch.einsum("thsc,hsnc->hstn", queries, sub_keys).contiguous()
+    rows = torch.empty(tokens, heads, k, dtype=torch.int64)
+    chosen = torch.empty(tokens, heads, k)
+    select_pairs(scores.numpy(), rows.numpy(), chosen.numpy())
+    return rows, chosen
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "n", "width", "k", "spread"),
+    [(17, 1, 70, 3, 7, 2), (3, 2, 20, 20, 8, 50), (2, 2, 9, 2, 9, 0)],
+)
+def test_selection_with_ties_is_that_of_the_cpu(
+    tokens: int, heads: int, n: int, width: int, k: int, spread: int
+) -> None:
+    # Small whole numbers: sums are exact in any order, and ties abound.
+    queries = torch.randint(-3, 4, (tokens, heads, 2, width), generator=generator(n)).float()
+    sub_keys = torch.randint(-spread, spread + 1, (heads, 2, n, width), generator=generator(k)).float()
+    rows, scores = selection.select(queries, sub_keys, k)
+    for other in (selection.select_reference, of_the_cpu_kernels):
+        expected_rows, expected = other(queries, sub_keys, k)
+        assert torch.equal(scores, expected)
+        assert torch.equal(rows, expected_rows)
+
+
+def test_selection_with_the_sort_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tl, "topk", _librarys_topk)
+    queries, sub_keys = (
+        torch.ones(1, 1, 2, 1),
+        torch.tensor([1.0, 3, 2]).repeat(1, 2, 1)[..., None].contiguous(),
+    )
+    rows, scores = selection.select(queries, sub_keys, 2)
+    assert rows.tolist() == [[[4, 5]]]
+    assert scores.tolist() == [[[6, 5]]]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # infinity * 0 is not a number, which NumPy tells
+def test_selection_of_infinite_and_broken_scores() -> None:
+    queries = torch.ones(4, 1, 2, 1)
+    sub_keys = torch.arange(1.0, 11.0).repeat(1, 2, 1)[..., None].contiguous()
+    sub_keys[0, 1, 3] = -torch.inf
+    queries[1, 0, 1] = torch.nan
+    rows, scores = selection.select(queries, sub_keys, 10)
+    expected_rows, expected = of_the_cpu_kernels(queries, sub_keys, 10)
+    assert scores.isnan()[1].all()
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(rows, expected_rows)
+
+
+def test_selection_gradient() -> None:
+    queries = torch.randn(3, 2, 2, 4, generator=generator(1), requires_grad=True)
+    sub_keys = torch.randn(2, 2, 12, 4, generator=generator(2), requires_grad=True)
+    upstream = torch.randn(3, 2, 4, generator=generator(3))
+    rows, scores = selection.select(queries, sub_keys, 4)
+    found = torch.autograd.grad(scores, [queries, sub_keys], upstream)
+    # What autograd makes of the scores of these rows.
+    all_scores = torch.einsum("thsc,hsnc->sthn", queries, sub_keys)
+    again = all_scores[0].gather(-1, rows // 12) + all_scores[1].gather(-1, rows % 12)
+    torch.testing.assert_close(again, scores)
+    torch.testing.assert_close(found, torch.autograd.grad(again, [queries, sub_keys], upstream))
+
+
+# ---- pooling -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bags", "per_bag", "dim"), [(5, 7, 20), (3, 4, 64), (0, 4, 8)])
+def test_pooling_and_its_gradients(dtype: torch.dtype, bags: int, per_bag: int, dim: int) -> None:
+    values = torch.randn(30, dim, generator=generator()).to(dtype)
+    rows = torch.randint(0, 30, (bags, per_bag), generator=generator(1))
+    weights = torch.randn(bags, per_bag, generator=generator(2))
+    gradient = torch.randn(bags, dim, generator=generator(3))
+    stored = values.float().numpy()
+    offsets = np.arange(bags + 1, dtype=np.int32) * np.int32(per_bag)
+    addresses = rows.flatten().numpy().astype(np.uint32)
+    sums, of_weights = np.empty((bags, dim), np.float32), np.empty(bags * per_bag, np.float32)
+    pool_rows(stored, 0, offsets, addresses, weights.flatten().numpy(), sums)
+    weight_gradients(stored, 0, offsets, addresses, gradient.numpy(), of_weights)
+    for pool in (pooling.pool, pooling.pool_reference):
+        torch.testing.assert_close(pool(values, rows, weights), torch.from_numpy(sums))
+    for weigh in (pooling.weight_gradient, pooling.weight_gradient_reference):
+        found = weigh(values, rows, gradient)
+        torch.testing.assert_close(found, torch.from_numpy(of_weights).view(bags, per_bag))
+    dense = torch.zeros(30, dim)
+    for bag in range(bags):
+        for entry in range(per_bag):
+            dense[rows[bag, entry]] += weights[bag, entry] * gradient[bag]
+    for summed in (pooling.sum_by_row, pooling.sum_by_row_reference):
+        torch.testing.assert_close(summed(30, rows, weights, gradient), dense)
+
+
+def test_wide_rows_are_pooled_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "COLUMNS_MAX", 16)
+    values, rows = torch.randn(9, 50, generator=generator()), torch.tensor([[0, 8], [3, 3]])
+    weights, gradient = torch.randn(2, 2, generator=generator(1)), torch.randn(2, 50, generator=generator(2))
+    torch.testing.assert_close(
+        pooling.pool(values, rows, weights), pooling.pool_reference(values, rows, weights)
+    )
+    expected = pooling.weight_gradient_reference(values, rows, gradient)
+    torch.testing.assert_close(pooling.weight_gradient(values, rows, gradient), expected)
+    expected = pooling.sum_by_row_reference(9, rows, weights, gradient)
+    torch.testing.assert_close(pooling.sum_by_row(9, rows, weights, gradient), expected)
+
+
+# ---- row update --------------------------------------------------------------------------------------------------
+
+
+def random_gradients(entries: int, rows: int, dim: int, seed: int) -> RowGradients:
+    return RowGradients(
+        torch.randint(0, rows, (entries,), generator=generator(seed)),
+        torch.randint(0, 5, (entries,), generator=generator(seed + 1)),
+        torch.randn(entries, generator=generator(seed + 2)),
+        torch.randn(5, dim, generator=generator(seed + 3)),
+    )
+
+
+def as_contributions(gradients: RowGradients) -> Contributions:
+    groups = group_by_address(gradients.rows.numpy().astype(np.uint32))
+    numbers = gradients.vector_numbers.numpy().astype(np.int32)
+    return Contributions.grouped(groups, numbers, gradients.weights.numpy(), gradients.vectors.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"])
+def test_row_update_is_that_of_the_shards(kind: Any, dtype: torch.dtype) -> None:
+    optimizer, rows, dim = OptimizerSpec(kind), 12, 6
+    start = torch.randn(rows, dim, generator=generator()).numpy()
+    stored = start if dtype == torch.float32 else to_bfloat16(start)
+    first, second = (np.zeros((rows, width), np.float32) for width in optimizer.state_widths(dim))
+    shard = RowState(stored.copy(), first, second, np.zeros(rows, np.uint32))
+    tables = [
+        RowTensors(
+            torch.from_numpy(stored.copy() if dtype == torch.float32 else stored.view(np.int16).copy()).view(dtype),
+            *(torch.zeros(rows, width) for width in optimizer.state_widths(dim)),
+            torch.zeros(rows, dtype=torch.int32),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    settings = {"learning_rate": 0.1, "seed": 2**33 + 5}
+    for step in (1, 2, 3):
+        gradients = random_gradients(10, rows, dim, 10 * step)
+        numba_update(optimizer, shard, 0, as_contributions(gradients), step=step, scale=0.5, **settings)
+        for update, table in zip((update_rows, update_reference), tables, strict=True):
+            update(optimizer, table, gradients, step=step, scale=torch.tensor(0.5), **settings)
+    for table in tables:
+        expected = torch.from_numpy(
+            shard.values.view(np.int16) if dtype != torch.float32 else shard.values
+        ).view(dtype)
+        if dtype == torch.float32:
+            torch.testing.assert_close(table.values, expected)
+        else:
+            # The same random bits: all but the few whose float32 sums were rounded across a boundary are equal.
+            assert (table.values == expected).float().mean() > 0.95
+            torch.testing.assert_close(table.values, expected, rtol=2**-7, atol=1e-3)
+        torch.testing.assert_close(table.first_state, torch.from_numpy(first))
+        torch.testing.assert_close(table.second_state, torch.from_numpy(second))
+        assert torch.equal(table.last_step, torch.from_numpy(shard.last_step.view(np.int32)))
+
+
+def test_the_norm_of_a_gradient_counts_every_row_once() -> None:
+    gradients = random_gradients(20, 6, 8, 3)
+    expected = numba_squared_norm(as_contributions(gradients), 1).sum()
+    assert squared_norm(gradients).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_untouched_rows_keep_every_bit() -> None:
+    table = RowTensors(
+        torch.ones(4, 3), torch.ones(4, 3), torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)
+    )
+    one = RowGradients(torch.tensor([2, 2]), torch.tensor([0, 0]), torch.ones(2), torch.ones(1, 3))
+    update_rows(OptimizerSpec("adam"), table, one, step=5, learning_rate=0.1, scale=torch.tensor(1.0), seed=0)
+    others = torch.tensor([0, 1, 3])
+    for tensor in (table.values, table.first_state, table.second_state):
+        assert (tensor[others] == 1).all()
+        assert (tensor[2] != 1).all()
+    assert table.last_step.tolist() == [0, 0, 5, 0]

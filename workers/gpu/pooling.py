@@ -1,0 +1,152 @@
+"""Weighted sums of rows of a table in GPU memory, and both gradients of them.
+
+A *bag* is what one token reads: M row numbers and M weights. Forward, one program makes one bag's sum, column block by column
+block; backward, one makes the M products of a bag's rows with its output gradient. The gradient of the rows is summed row
+by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
+bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
+
+Rows are float32, or bfloat16 (sums are float32). Row numbers are not checked: who calls must have chosen existing ones.
+
+Floor, bytes over bandwidth, with b bytes of a stored number, every entry reading its row (no cache):
+    pool              N D b + 12 N + 4 T D
+    weight_gradient   N D b + 12 N + 4 T D
+    sum_by_row        4 N D + 16 N + 4 K D   (the sort, 16 N a pass, comes besides)
+Letters: T bags, M entries of a bag, N = T M, K rows, D columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
+
+COLUMNS_MAX = 1024  # of a program at a time
+
+
+def pooling_floor_bytes(bags: int, per_bag: int, dim: int, item_bytes: int = 4) -> int:
+    """Bytes that `pool` or `weight_gradient` must move."""
+    entries = bags * per_bag
+    return entries * (dim * item_bytes + 12) + 4 * bags * dim
+
+
+def sum_floor_bytes(rows: int, entries: int, dim: int) -> int:
+    """Bytes that `sum_by_row` must move besides its sort."""
+    return 4 * entries * dim + 16 * entries + 4 * rows * dim
+
+
+def pool(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """`[T, D]` float32: sum over m of weights[t, m] * values[rows[t, m]]; values `[K, D]`, rows int64, both `[T, M]`."""
+    if not kernels_run_on(values.device):
+        return pool_reference(values, rows, weights)
+    (bags, per_bag), dim = rows.shape, values.shape[1]
+    out = torch.empty(bags, dim, device=values.device)
+    if out.numel():
+        columns = min(COLUMNS_MAX, power_of_two(dim))
+        _pool_kernel[(bags, -(-dim // columns))](
+            values, rows.contiguous(), weights.contiguous(), out, per_bag, dim, C=columns
+        )
+    return out
+
+
+def pool_reference(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """`pool` in torch operations; float64 for float64 values."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.einsum("tm,tmd->td", weights.to(dtype), values[rows].to(dtype))
+
+
+def weight_gradient(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
+    """`[T, M]` float32: <values[rows[t, m]], output_gradient[t]>."""
+    if not kernels_run_on(values.device):
+        return weight_gradient_reference(values, rows, output_gradient)
+    (bags, per_bag), dim = rows.shape, values.shape[1]
+    out = torch.empty(bags, per_bag, device=values.device)
+    if out.numel():
+        columns = min(COLUMNS_MAX, power_of_two(dim))
+        _weight_gradient_kernel[(bags,)](
+            values, rows.contiguous(), output_gradient.contiguous(), out, per_bag, dim, C=columns
+        )
+    return out
+
+
+def weight_gradient_reference(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
+    """`weight_gradient` in torch operations."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.einsum("tmd,td->tm", values[rows].to(dtype), output_gradient.to(dtype))
+
+
+def sum_by_row(count: int, rows: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+    """The gradient of a table of `count` rows, float32 `[count, D]`: for small tables, as the sub-keys are.
+
+    rows int64 and weights `[T, M]`, vectors `[T, D]`: row r gets the sum of weights[t, m] * vectors[t] over its entries.
+    """
+    if not kernels_run_on(vectors.device):
+        return sum_by_row_reference(count, rows, weights, vectors)
+    dim = vectors.shape[1]
+    out = torch.zeros(count, dim, device=vectors.device)
+    if rows.numel():
+        by_row, order = rows.flatten().sort(stable=True)
+        columns = min(COLUMNS_MAX, power_of_two(dim))
+        _sum_kernel[(rows.numel(), -(-dim // columns))](
+            by_row, order, weights.contiguous(), vectors.contiguous(), out,
+            rows.numel(), rows.shape[1], dim, C=columns,
+        )  # fmt: skip
+    return out
+
+
+def sum_by_row_reference(count: int, rows: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+    """`sum_by_row` in torch operations."""
+    out = vectors.new_zeros(count, vectors.shape[1])
+    contributions = weights.unsqueeze(-1) * vectors.unsqueeze(1)
+    return out.index_add_(0, rows.flatten(), contributions.flatten(0, 1))
+
+
+@kernel
+def _pool_kernel(values, rows, weights, out, per_bag, dim, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    bag = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * C + tl.arange(0, C)
+    total = tl.zeros((C,), tl.float32)
+    for entry in range(per_bag):
+        row = tl.load(rows + bag * per_bag + entry)
+        weight = tl.load(weights + bag * per_bag + entry).to(tl.float32)
+        total += weight * tl.load(values + row * dim + column, mask=column < dim, other=0.0).to(tl.float32)
+    tl.store(out + bag * dim + column, total, mask=column < dim)
+
+
+@kernel
+def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
+    values, rows, output_gradient, out, per_bag, dim, C: tl.constexpr
+):
+    bag = tl.program_id(0).to(tl.int64)
+    for entry in range(per_bag):
+        row = tl.load(rows + bag * per_bag + entry)
+        product = tl.zeros((C,), tl.float32)
+        for begin in range(0, dim, C):
+            column = begin + tl.arange(0, C)
+            value = tl.load(values + row * dim + column, mask=column < dim, other=0.0).to(tl.float32)
+            gradient = tl.load(output_gradient + bag * dim + column, mask=column < dim, other=0.0)
+            product += value * gradient.to(tl.float32)
+        tl.store(out + bag * per_bag + entry, tl.sum(product, axis=0))
+
+
+@kernel
+def _sum_kernel(  # type: ignore[no-untyped-def]
+    by_row, order, weights, vectors, out, entries, per_bag, dim, C: tl.constexpr
+):
+    begin = tl.program_id(0).to(tl.int64)
+    row = tl.load(by_row + begin)
+    before = tl.load(by_row + begin - 1, mask=begin > 0, other=-1)
+    if (
+        row != before
+    ):  # the program of a row's first entry sums them all; how many rows there are nobody must know
+        column = tl.program_id(1) * C + tl.arange(0, C)
+        total = tl.zeros((C,), tl.float32)
+        entry = begin
+        this = row
+        while this == row:
+            source = tl.load(order + entry)
+            vector = vectors + source // per_bag * dim + column
+            total += tl.load(weights + source).to(tl.float32) * tl.load(vector, mask=column < dim, other=0.0)
+            entry += 1
+            this = tl.load(by_row + entry, mask=entry < entries, other=-1)
+        tl.store(out + row * dim + column, total, mask=column < dim)

@@ -1,0 +1,255 @@
+"""One optimizer step of the rows of a table in GPU memory that have a gradient; the formulas of memory_store/optimizers.py.
+
+Entries are sorted by row, those of one row in their order. The program of a row's first entry sums the row's gradient and
+updates values, state and `last_step`; the others end at once, so nobody has to know how many rows there are and nothing waits
+for the GPU. bfloat16 values are rounded stochastically with the random bits of memory_store/value_types.py. `scale`
+multiplies the gradients and lies on the device, so that clipping needs no wait either.
+
+Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a value, w numbers of state a row:
+    4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_store.table_spec import OptimizerSpec
+from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
+
+_WORD = 0xFFFFFFFF
+# Their places are the numbers by which the kernel knows them.
+_KINDS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
+
+
+@dataclass(frozen=True)
+class RowTensors:
+    """The tensors of a table: values `[A, D]` float32 or bfloat16, two states float32 `[A, width]`, last_step int32 `[A]`."""
+
+    values: Tensor
+    first_state: Tensor
+    second_state: Tensor
+    last_step: Tensor
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients by entry: row rows[e] gets weights[e] * vectors[vector_numbers[e]].
+
+    rows, vector_numbers int64 `[N]`, weights float32 `[N]`, vectors float32 `[V, D]`.
+    """
+
+    rows: Tensor
+    vector_numbers: Tensor
+    weights: Tensor
+    vectors: Tensor
+
+
+def floor_bytes(entries: int, distinct: int, dim: int, state_width: int, item_bytes: int = 4) -> int:
+    """Bytes that an update must move besides its sort; see the module."""
+    return entries * (4 * dim + 24) + distinct * (2 * item_bytes * dim + 8 * state_width + 4)
+
+
+def squared_norm(gradients: RowGradients) -> Tensor:
+    """Sum of squares of all rows' summed gradients: a float32 scalar on the device."""
+    by_row, order = gradients.rows.sort(stable=True)
+    if not kernels_run_on(by_row.device):
+        return _summed(gradients)[1].square().sum()
+    squares = torch.zeros(by_row.numel(), device=by_row.device)
+    if by_row.numel():
+        dim = gradients.vectors.shape[1]
+        _squares_kernel[(by_row.numel(),)](
+            by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors, squares,
+            by_row.numel(), dim, C=power_of_two(dim),
+        )  # fmt: skip
+    return squares.sum()
+
+
+def update_rows(
+    optimizer: OptimizerSpec,
+    table: RowTensors,
+    gradients: RowGradients,
+    *,
+    step: int,
+    learning_rate: float,
+    scale: Tensor,
+    seed: int,
+) -> None:
+    """Update the rows that `gradients` names; `step` counts from 1, `scale` is a float32 scalar on the device."""
+    if not gradients.rows.numel():
+        return
+    if not kernels_run_on(table.values.device):
+        update_reference(
+            optimizer, table, gradients, step=step, learning_rate=learning_rate, scale=scale, seed=seed
+        )
+        return
+    beta1, beta2 = optimizer.betas
+    by_row, order = gradients.rows.sort(stable=True)
+    key = _step_key(seed, step)
+    dim = table.values.shape[1]
+    _update_kernel[(by_row.numel(),)](
+        by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors,
+        table.values, table.first_state, table.second_state, table.last_step, scale,
+        by_row.numel(), dim, step, key - (key >> 31 << 32),  # as a signed number: one type, one compilation
+        learning_rate, _corrected(optimizer, step, learning_rate), 1 - beta1, 1 - beta2, optimizer.eps,
+        KIND=_KINDS.index(optimizer.kind), ROUND=table.values.dtype == torch.bfloat16, C=power_of_two(dim),
+    )  # fmt: skip
+
+
+def update_reference(
+    optimizer: OptimizerSpec,
+    table: RowTensors,
+    gradients: RowGradients,
+    *,
+    step: int,
+    learning_rate: float,
+    scale: Tensor,
+    seed: int,
+) -> None:
+    """`update_rows` in torch operations."""
+    rows, g = _summed(gradients)
+    g = g * scale
+    first, second = table.first_state[rows], table.second_state[rows]
+    beta1, beta2 = optimizer.betas
+    mean_square = g.square().mean(dim=1, keepdim=True)
+    if optimizer.kind == "sgd":
+        change = learning_rate * g
+    elif optimizer.kind in ("adagrad", "rowwise_adagrad"):
+        first = first + (g.square() if optimizer.kind == "adagrad" else mean_square)
+        change = learning_rate * g / (first.sqrt() + optimizer.eps)
+    else:
+        first = first + (1 - beta1) * (g - first)
+        second = second + (1 - beta2) * ((g.square() if optimizer.kind == "adam" else mean_square) - second)
+        change = _corrected(optimizer, step, learning_rate) * first / (second.sqrt() + optimizer.eps)
+    moved = table.values[rows].float() - change
+    if table.values.dtype == torch.bfloat16:
+        columns = torch.arange(moved.shape[1], device=moved.device) * 0x9E3779B9
+        noise = _mixed_of(_mixed_of(rows ^ _step_key(seed, step))[:, None] + columns & _WORD) & 0xFFFF
+        bits = (moved.view(torch.int32).long() & _WORD) + noise >> 16 & 0xFFFF
+        moved = (bits << 16).to(torch.int32).view(torch.float32)  # exact in bfloat16
+    table.values[rows] = moved.to(table.values.dtype)
+    table.first_state[rows], table.second_state[rows] = first, second
+    table.last_step[rows] = step
+
+
+def _corrected(optimizer: OptimizerSpec, step: int, learning_rate: float) -> float:
+    """Adam's learning rate with the correction of both moments' start at zero."""
+    beta1, beta2 = optimizer.betas
+    return learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+
+
+def _step_key(seed: int, step: int) -> int:
+    return mixed((seed & _WORD) + step & _WORD)
+
+
+def mixed(value: int) -> int:
+    """`memory_store.value_types.mix` of one number."""
+    value = (value ^ value >> 16) * 0x7FEB352D & _WORD
+    value = (value ^ value >> 15) * 0x846CA68B & _WORD
+    return value ^ value >> 16
+
+
+def _mixed_of(value: Tensor) -> Tensor:
+    """`mixed` of int64 tensors; products wrap at 2**64, which leaves their lower 32 bits right."""
+    value = (value ^ value >> 16) * 0x7FEB352D & _WORD
+    value = (value ^ value >> 15) * 0x846CA68B & _WORD
+    return value ^ value >> 16
+
+
+def _summed(gradients: RowGradients) -> tuple[Tensor, Tensor]:
+    """The distinct rows, ascending, and their gradients `[U, D]`."""
+    rows, group = gradients.rows.unique(return_inverse=True)
+    contributions = gradients.weights[:, None] * gradients.vectors[gradients.vector_numbers]
+    summed = gradients.vectors.new_zeros(rows.numel(), gradients.vectors.shape[1])
+    return rows, summed.index_add_(0, group, contributions)
+
+
+@kernel
+def _mix(value):  # type: ignore[no-untyped-def]  # Triton's language has no types to give
+    value = (value ^ (value >> 16)) * 0x7FEB352D
+    value = (value ^ (value >> 15)) * 0x846CA68B
+    return value ^ (value >> 16)
+
+
+@kernel
+def _sum_of_row(  # type: ignore[no-untyped-def]
+    begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C: tl.constexpr
+):
+    """The gradient of the row whose first entry, sorted, is `begin`: `[C]`."""
+    column = tl.arange(0, C)
+    total = tl.zeros((C,), tl.float32)
+    entry = begin
+    this = row
+    while this == row:
+        source = tl.load(order + entry)
+        vector = vectors + tl.load(vector_numbers + source) * dim + column
+        total += tl.load(weights + source) * tl.load(vector, mask=column < dim, other=0.0)
+        entry += 1
+        this = tl.load(by_row + entry, mask=entry < entries, other=-1)
+    return total
+
+
+@kernel
+def _squares_kernel(  # type: ignore[no-untyped-def]
+    by_row, order, vector_numbers, weights, vectors, squares, entries, dim, C: tl.constexpr
+):
+    begin = tl.program_id(0).to(tl.int64)
+    row = tl.load(by_row + begin)
+    if row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1):
+        total = _sum_of_row(begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C)
+        tl.store(squares + begin, tl.sum(total * total, axis=0))
+
+
+@kernel
+def _update_kernel(  # type: ignore[no-untyped-def]
+    by_row, order, vector_numbers, weights, vectors,
+    values, first_state, second_state, last_step, scale,
+    entries, dim, step, step_key,
+    rate, corrected, one_minus_beta1, one_minus_beta2, eps,
+    KIND: tl.constexpr, ROUND: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    begin = tl.program_id(0).to(tl.int64)
+    row = tl.load(by_row + begin)
+    if row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1):
+        column = tl.arange(0, C)
+        inside = column < dim
+        g = tl.load(scale) * _sum_of_row(
+            begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C
+        )
+        mean_square = tl.sum(g * g, axis=0) / dim
+        change = rate * g
+        if KIND == 1:  # adagrad
+            s = tl.load(first_state + row * dim + column, mask=inside, other=0.0) + g * g
+            tl.store(first_state + row * dim + column, s, mask=inside)
+            change = rate * g / (tl.sqrt(s) + eps)
+        if KIND == 2:  # rowwise_adagrad
+            of_row = tl.load(first_state + row) + mean_square
+            tl.store(first_state + row, of_row)
+            change = rate / (tl.sqrt(of_row) + eps) * g
+        if KIND >= 3:  # both kinds of Adam
+            m = tl.load(first_state + row * dim + column, mask=inside, other=0.0)
+            m += one_minus_beta1 * (g - m)
+            tl.store(first_state + row * dim + column, m, mask=inside)
+            if KIND == 3:
+                v = tl.load(second_state + row * dim + column, mask=inside, other=0.0)
+                v += one_minus_beta2 * (g * g - v)
+                tl.store(second_state + row * dim + column, v, mask=inside)
+                change = corrected * m / (tl.sqrt(v) + eps)
+            else:
+                v_of_row = tl.load(second_state + row)
+                v_of_row += one_minus_beta2 * (mean_square - v_of_row)
+                tl.store(second_state + row, v_of_row)
+                change = corrected / (tl.sqrt(v_of_row) + eps) * m
+        place = values + row * dim + column
+        moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
+        if ROUND:
+            key = _mix(row.to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
+            noise = _mix(key + column.to(tl.uint32) * 0x9E3779B9) & 0xFFFF
+            bits = moved.to(tl.uint32, bitcast=True) + noise
+            tl.store(place, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+        else:
+            tl.store(place, moved, mask=inside)
+        tl.store(last_step + row, step)
