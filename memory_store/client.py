@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -109,12 +110,18 @@ class StoreClient:
         self._seq = [0] * len(carriers)
         self._contributions = [0] * len(carriers)
         self._unconfirmed: list[Future[m.Reply]] = []
+        # Told when the tables have moved to another version, and whether they were replaced (True) or a step was made.
+        self.on_change: list[Callable[[bool], None]] = []
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
         if name not in self.specs:
             raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
         return TableHandle(self, self.specs[name])
+
+    def address_bounds(self, name: str) -> NDArray[np.int64]:
+        """First address of every shard for a table, and the end: int64 `[S + 1]`."""
+        return self._bounds[name]
 
     # ---- joining -------------------------------------------------------------------------------------------
 
@@ -133,6 +140,7 @@ class StoreClient:
         self._contributions = [0] * len(self._carriers)
         self._unconfirmed = []
         self.version = self.describe()[0].version
+        self._tell_change(replaced=True)
 
     def describe(self) -> list[m.ShardInfo]:
         """What every shard says of itself, in shard order."""
@@ -142,6 +150,7 @@ class StoreClient:
         """Put every table to its first values, at version 0."""
         self._replace(m.Initialise)
         self.version = 0
+        self._tell_change(replaced=True)
 
     def load_cut(self, folder: str, version: int) -> None:
         """Have every shard read its buckets of the cut in `folder`, whose step is `version`.
@@ -150,6 +159,7 @@ class StoreClient:
         """
         self._replace(m.LoadCut, folder=folder)
         self.version = version
+        self._tell_change(replaced=True)
 
     def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
         """Begin a cut of the tables in `folder` once all that this writer has committed is applied; steps may then go on.
@@ -193,23 +203,35 @@ class StoreClient:
     ) -> Waiting[Lookup]:
         """See `TableHandle.begin_lookup`."""
         self._raise_failed()
-        if rows.ndim != 2 or rows.shape != weights.shape:
-            raise StoreError(
-                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
-            )
-        entries = Entries(
-            tokens=rows.shape[0],
-            per_token=rows.shape[1],
-            addresses=addresses_of(rows, spec.rows).reshape(-1),
-            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
-            bounds=self._bounds[spec.name],
-        )
+        entries = self.entries(spec, rows, weights)
         if self._mapped is not None and self.reads_in_place and not track:
             return self._read_in_place(self._mapped, spec, entries, keep=keep)
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
         if kind == "pool":
             return self._pool(spec, entries, keep=keep, track=track)
         return self._fetch(spec, entries, keep=keep, track=track)
+
+    def entries(self, spec: TableSpec, rows: NDArray[np.int64], weights: FloatArray) -> Entries:
+        """The entries of a lookup; rows and weights as `TableHandle.begin_lookup` takes them, and as it raises."""
+        if rows.ndim != 2 or rows.shape != weights.shape:
+            raise StoreError(
+                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
+            )
+        return Entries(
+            tokens=rows.shape[0],
+            per_token=rows.shape[1],
+            addresses=addresses_of(rows, spec.rows).reshape(-1),
+            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
+            bounds=self._bounds[spec.name],
+        )
+
+    def begin_fetch(self, spec: TableSpec, addresses: NDArray[np.uint32]) -> Waiting[FloatArray]:
+        """Ask for rows, uint32 `[U]`, distinct, ascending; what comes back waits for them `[U, D]`."""
+        edges = np.searchsorted(addresses, self._bounds[spec.name])
+        parts = [addresses[begin:end] for begin, end in pairwise(edges)]
+        none, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
+        futures = self._send([m.Fetch(spec.name, self.version, False, part, none, no_sums) for part in parts])
+        return lambda: np.concatenate([expect(future, m.Rows).values for future in futures])
 
     def _read_in_place(
         self, mapped: MappedShards, spec: TableSpec, entries: Entries, *, keep: bool
@@ -318,6 +340,7 @@ class StoreClient:
             futures = self._send([apply] * len(self._carriers))
         self._unconfirmed = futures
         self.version += 1
+        self._tell_change(replaced=False)
         return StepResult(self.version, norms)
 
     def skip_step(self) -> None:
@@ -325,6 +348,11 @@ class StoreClient:
         self.refusal()
         self._unconfirmed = self._commit(dict.fromkeys(self.specs, 0.0), discard=True)
         self.version += 1
+        self._tell_change(replaced=False)
+
+    def _tell_change(self, *, replaced: bool) -> None:
+        for told in self.on_change:
+            told(replaced)
 
     def refusal(self) -> NonFiniteGradientError | None:
         """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""

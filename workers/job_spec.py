@@ -129,6 +129,11 @@ class MemorySpec(_Spec):
     shared_table: bool = True
     """One value table for all memory layers; false: one for each."""
     values: ValuesSpec = Field(default_factory=ValuesSpec)
+    placement: Literal["host", "gpu", "cached"] = "host"
+    """host: the table lies in its shards. gpu: whole on the device of the only trainer; needs store.carrier in_process.
+    cached: in its shards, with exact copies of the hottest rows on the device."""
+    cached_rows: int = Field(default=65_536, ge=1)
+    """Rows of each table that have copies on the device with placement cached."""
 
     @field_validator("layers")
     @classmethod
@@ -293,6 +298,18 @@ class JobSpec(_Spec):
         train = info.data.get("train")
         if train and store.carrier == "in_process" and train.trainers > 1:
             sentence = f"in_process serves one trainer, not {train.trainers}; use auto, or train.trainers 1"
+            _impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _table_on_device_is_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "gpu" and (store.carrier, store.shards) != ("in_process", 1):
+            sentence = (
+                f"memory.placement gpu keeps the table in the only trainer, so carrier {store.carrier} with "
+                f"{store.shards} shards can't serve it; use carrier in_process and shards 1, or placement cached"
+            )
             _impossible("carrier", store.carrier, sentence)
         return store
 

@@ -34,7 +34,6 @@ from memory_store.errors import (
     UsageError,
     error_named,
 )
-from memory_store.opening import in_process_store
 from workers.events import count_events, read_events, tell
 from workers.heartbeat import At, Heartbeat, unnoticed
 from workers.job_spec import JobSpec
@@ -44,6 +43,7 @@ from workers.preflight import check_corpus, check_job
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, Progress, Report, last_record, last_records, read_records
 from workers.run_folder import RunFolder
+from workers.table_placement import store_in_process
 from workers.training import Trainer
 from workers.training_cut import latest_cut
 
@@ -111,8 +111,9 @@ def train(
 
 
 def _train_here(job: JobSpec, run: RunFolder) -> _Outcome | None:
-    store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup) if job.memory else None
-    return _run_trainer(job, run, Ranks(device=_device(job)), store)
+    device = _device(job)
+    store = store_in_process(job, device) if job.memory else None
+    return _run_trainer(job, run, Ranks(device=device), store)
 
 
 def _run_trainer(

@@ -37,6 +37,7 @@ from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.table_placement import placed_tables
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.transformer import Transformer
 
@@ -60,7 +61,7 @@ class _Loss(nn.Module):
 
 def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
     """The job's model with its first weights, its memory layers reading the tables of `store`."""
-    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+    tables = placed_tables(job, store, device) if store is not None else {}
     model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
     return model.to(device)
 

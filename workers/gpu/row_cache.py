@@ -1,0 +1,86 @@
+"""Which rows of a table are kept on the device: the ones that were looked up most, and whether they are still what they were.
+
+Pure bookkeeping in arrays on the host, by address. A row has a *slot*, or none; a slot is *fresh* if its copy is of the
+version that lookups read now. Who has touched a row with an update must say so; the slot is then stale until it is filled
+again. Lookups count every different row once. `choose` gives the slots to the rows with the highest counts and halves all
+counts, so that rows which were hot long ago give way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_SLOT = -1
+
+
+class RowCache:
+    """`capacity` slots for a table of `addresses` rows."""
+
+    def __init__(self, capacity: int, addresses: int) -> None:
+        self.capacity = min(capacity, addresses)
+        self._slot_of: NDArray[np.int32] = np.full(addresses, NO_SLOT, dtype=np.int32)
+        self._address_of: NDArray[np.int64] = np.full(self.capacity, -1, dtype=np.int64)
+        self._fresh: NDArray[np.bool_] = np.zeros(self.capacity, dtype=np.bool_)
+        self._counts: NDArray[np.uint32] = np.zeros(addresses, dtype=np.uint32)
+        self.hits = self.looked_up = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the different rows of all lookups so far that were found."""
+        return self.hits / self.looked_up if self.looked_up else 0.0
+
+    def slots(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """The slot of each row, fresh or not, or NO_SLOT."""
+        return self._slot_of[addresses]
+
+    def find(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """The fresh slot of each of the distinct rows, or NO_SLOT; counts the rows."""
+        self._counts[addresses] += np.uint32(1)
+        slots = self._slot_of[addresses]
+        found = np.where((slots != NO_SLOT) & self._is_fresh(slots), slots, np.int32(NO_SLOT))
+        self.hits += int(np.count_nonzero(found != NO_SLOT))
+        self.looked_up += addresses.size
+        return found
+
+    def filled(self, slots: NDArray[np.int32]) -> None:
+        """These slots hold their rows as lookups read them now."""
+        self._fresh[slots] = True
+
+    def touched(self, addresses: NDArray[np.uint32]) -> None:
+        """An update changes these rows."""
+        slots = self._slot_of[addresses]
+        self._fresh[slots[slots != NO_SLOT]] = False
+
+    def all_touched(self) -> None:
+        """Any row may have changed."""
+        self._fresh[:] = False
+
+    def stale(self) -> NDArray[np.uint32]:
+        """The rows whose slots are to be filled, ascending."""
+        return np.sort(self._address_of[(self._address_of >= 0) & ~self._fresh]).astype(np.uint32)
+
+    def choose(self) -> None:
+        """Give the slots to the rows that were looked up most; those that had one keep it, with their copy."""
+        if self.capacity == 0:
+            return
+        first = self._counts.size - self.capacity
+        hottest = np.argpartition(self._counts, first)[first:] if first else np.arange(self._counts.size)
+        hottest = hottest[self._counts[hottest] > 0]
+        chosen = np.zeros(self._counts.size, dtype=np.bool_)
+        chosen[hottest] = True
+        held = self._address_of >= 0
+        leaving = np.flatnonzero(held & ~chosen[np.where(held, self._address_of, 0)])
+        self._slot_of[self._address_of[leaving]] = NO_SLOT
+        self._address_of[leaving] = -1
+        entering = hottest[self._slot_of[hottest] == NO_SLOT]
+        free = np.flatnonzero(self._address_of < 0)[: entering.size]
+        self._address_of[free], self._slot_of[entering] = entering, free
+        self._fresh[free] = False
+        self._fresh[leaving] = False
+        self._counts >>= np.uint32(1)
+
+    def _is_fresh(self, slots: NDArray[np.int32]) -> NDArray[np.bool_]:
+        if self.capacity == 0:
+            return np.zeros(slots.size, dtype=np.bool_)
+        return self._fresh[slots]  # NO_SLOT names the last slot, and is told apart by who calls
