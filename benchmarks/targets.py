@@ -147,4 +147,5 @@ TARGETS = (
     Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
+    Target("gpu", "host_over_gpu_table", 0.92, "tokens/s, table in host shards over table in GPU memory"),
 )
