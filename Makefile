@@ -13,7 +13,7 @@ SOTU := examples/data/sotu
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(INSTALLED) ## Make .venv with everything that is pinned
@@ -34,7 +34,7 @@ $(SOTU)/corpus.json: examples/data/sotu.parquet | $(INSTALLED)
 
 .PHONY: test
 test: setup ## Run the tests that take seconds
-	$(RUN)/pytest -m "not slow"
+	$(RUN)/pytest -m "not slow and not cluster and not compose"
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take minutes
@@ -42,7 +42,15 @@ test-slow: setup ## Run the tests that take minutes
 
 .PHONY: test-all
 test-all: setup ## Run every test
-	$(RUN)/pytest
+	$(RUN)/pytest -m "not cluster and not compose"
+
+.PHONY: cluster-test
+cluster-test: setup ## Run a job on three hosts made of network namespaces, and kill one (root, iproute2, openssl)
+	$(RUN)/pytest -m cluster tests/cluster
+
+.PHONY: compose-test
+compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job
+	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy/test_compose.py
 
 .PHONY: chaos
 SEEDS ?= 10000
@@ -81,6 +89,15 @@ lint: setup ## Check style and formatting
 types: setup ## Check types
 	$(RUN)/mypy
 	$(RUN)/pyright
+
+.PHONY: docs
+docs: setup ## Build the documentation site in site/
+	$(RUN)/zensical build --clean --strict
+
+.PHONY: reference
+reference: setup ## Write docs/reference/ from the code, and draw the figures of docs/method.md
+	$(RUN)/python docs/generate.py
+	$(RUN)/python docs/figures.py
 
 .PHONY: protos
 protos: setup ## Generate the modules of protos/*.proto

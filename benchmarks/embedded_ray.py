@@ -19,6 +19,7 @@ def embedded_ray(actors: int) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_oom_score_adjustment", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
+        address="local",  # whatever other Ray runs here
         num_cpus=max(os.cpu_count() or 1, actors),
         include_dashboard=False,
         log_to_driver=False,

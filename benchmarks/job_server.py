@@ -2,7 +2,7 @@
 
     python -m benchmarks.job_server FOLDER
 
-Prints its port. TENANT asks with TOKEN.
+Prints its port. TENANT asks with TOKEN; another one, with FLOODER_TOKEN, for too much (flood.py).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from pathlib import Path
 
 from service.jobs.api import JobApi
 from service.jobs.database import JobDatabase
-from service.jobs.demand import GIB, Resources
+from service.jobs.demand import GIB, Host
 from service.jobs.folder import ServiceFolder
 from service.jobs.server import start_server
 from service.jobs.tokens import Tokens, digest_of
 
 TENANT, TOKEN = "benchmark", "benchmark"
+FLOODER, FLOODER_TOKEN = "flooder", "flooder"
 DATABASE = "jobs.sqlite"
 
 
 async def serve(folder: Path) -> None:
-    tokens = Tokens({digest_of(TOKEN): TENANT})
-    hosts = [Resources(cpus=64, memory_bytes=64 * GIB)]
+    tokens = Tokens({digest_of(TOKEN): TENANT, digest_of(FLOODER_TOKEN): FLOODER})
+    hosts = [Host(cpus=64, memory_bytes=64 * GIB)]
     database = JobDatabase(folder / DATABASE)
     api = JobApi(database, tokens, ServiceFolder(folder), lambda: hosts)
     server, port = await start_server(api, tokens, "127.0.0.1", 0, None)

@@ -90,6 +90,7 @@ def _compare(
         "whole pass / a copy of as many bytes", "ratio", seconds["ours"] / least, table=f"pkm {kind}"
     )
     recorder.ratio(ratio, recorder.add(ratio, "ratio", seconds["peer"] / seconds["ours"]))
+    recorder.ceiling(ratio, recorder.add(f"{ratio}, copy", "ratio", seconds["peer"] / least).median)
 
 
 def _bytes_of_pass(spec: TableSpec, bags: Bags) -> int:

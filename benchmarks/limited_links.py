@@ -8,13 +8,17 @@ each direction. Cores are not limited: all hosts share those of the machine.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
+import time
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
 
 _SUBNET = "198.18.77"  # a range kept for benchmarks (RFC 2544)
 _LATENCY = "50ms"
+_PAUSE_S = 0.05
 
 
 class LinksNotAllowedError(Exception):
@@ -25,6 +29,7 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
     """`shards` hosts and a switch; this process is a host too. Raises LinksNotAllowedError."""
 
     def __init__(self, shards: int) -> None:
+        _remove_leftovers()
         name = f"pkm{os.getpid()}"
         self._switch, self._uplink = f"{name}-switch", name
         self._hosts = [f"{name}-{shard}" for shard in range(shards)]
@@ -41,6 +46,14 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
     def launcher(self, shard: int) -> list[str]:
         """What a command begins with that is to run on that host."""
         return ["ip", "netns", "exec", self._hosts[shard]]
+
+    def processes(self, shard: int) -> list[int]:
+        """Those that run on that host."""
+        return _processes(self._hosts[shard])
+
+    def kill(self, shard: int) -> None:
+        """That host dies, with all that runs on it."""
+        _kill(self._hosts[shard])
 
     def limit(self, bytes_per_second: float | None) -> None:
         """Set the rate of every link, in each direction; None: no limit."""
@@ -97,10 +110,8 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
             _run(*inside, "link", "set", "lo", "up")
 
     def _remove(self) -> None:
-        """A namespace takes its interfaces, and their peers, with it."""
         for namespace in (*self._hosts, self._switch):
-            with suppress(LinksNotAllowedError):
-                _run("ip", "netns", "del", namespace)
+            _remove_namespace(namespace)
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +122,36 @@ class LimitedLinks(AbstractContextManager["LimitedLinks"]):
         self._remove()
 
 
-def _run(*command: str) -> None:
+def _remove_leftovers() -> None:
+    """End what processes that were killed have left behind."""
+    for line in _run("ip", "netns", "list").splitlines():
+        of_process = re.fullmatch(r"pkm(\d+)-.+", line.split()[0])
+        if of_process is not None and not os.path.exists(f"/proc/{of_process[1]}"):
+            _remove_namespace(of_process[0])
+
+
+def _remove_namespace(namespace: str) -> None:
+    """End all that runs there. A namespace takes its interfaces, and their peers, with it."""
+    with suppress(LinksNotAllowedError):
+        _kill(namespace)
+        _run("ip", "netns", "del", namespace)
+
+
+def _kill(namespace: str) -> None:
+    while left := _processes(namespace):
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(_PAUSE_S)
+
+
+def _processes(namespace: str) -> list[int]:
+    return [int(process) for process in _run("ip", "netns", "pids", namespace).split()]
+
+
+def _run(*command: str) -> str:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise LinksNotAllowedError(f"there is no command {command[0]!r} (install iproute2)") from None
     except subprocess.CalledProcessError as error:

@@ -106,6 +106,11 @@ def _service(run: BenchmarkRun, left: Axes, right: Axes) -> None:
     _bars(right, run, "answer, 99th percentile", "kind", "ms")
 
 
+def _data(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    _bars(left, run, "encoding", "by", "million tokens/s")
+    _bars(right, run, "memory of all processes", "text", "MiB")
+
+
 def _bars(axes: Axes, run: BenchmarkRun, what: str, part: str, unit: str) -> None:
     """A bar for each case of `what`, with its quartiles."""
     found = run.find(what)
@@ -161,4 +166,5 @@ _PICTURES: dict[str, Callable[[BenchmarkRun, Axes, Axes], None]] = {
     "durability": _durability,
     "service": _service,
     "plan": _plan,
+    "data": _data,
 }

@@ -39,7 +39,9 @@ class Measurement(BaseModel):
 
 
 class BenchmarkRun(BaseModel):
-    """One run of one benchmark. `missing` says for every ratio that is not in `ratios` why it is not."""
+    """One run of one benchmark. `missing` says for every ratio that is not in `ratios` why it is not; `ceilings` has what
+    some ratios would be with what targets.py names in the place of our code.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +52,7 @@ class BenchmarkRun(BaseModel):
     machine: Machine
     measurements: tuple[Measurement, ...]
     ratios: dict[str, float]
+    ceilings: dict[str, float]
     missing: dict[str, str]
 
     def save(self, path: Path) -> None:
@@ -81,6 +84,7 @@ def joined(runs: list[BenchmarkRun], *, quick: bool) -> BenchmarkRun:
             for measurement in run.measurements
         ),
         ratios={name: ratio for run in runs for name, ratio in run.ratios.items()},
+        ceilings={name: ceiling for run in runs for name, ceiling in run.ceilings.items()},
         missing={name: reason for run in runs for name, reason in run.missing.items()},
     )
 
@@ -94,6 +98,7 @@ class Recorder:
         self._machine = this_machine()
         self._measurements: list[Measurement] = []
         self._ratios: dict[str, float] = {}
+        self._ceilings: dict[str, float] = {}
         self._missing: dict[str, str] = {}
 
     def add(self, what: str, unit: str, samples: Samples | list[float], **case: str | int) -> Measurement:
@@ -117,6 +122,10 @@ class Recorder:
         self._ratios[name] = measured.median if isinstance(measured, Measurement) else measured
         self._missing.pop(name, None)
 
+    def ceiling(self, name: str, ratio: float) -> None:
+        """Set what one ratio would be with what its target names as the ceiling."""
+        self._ceilings[name] = ratio
+
     def missing(self, name: str, reason: str) -> None:
         """Say why a ratio of targets.py is left out."""
         self._missing[name] = reason
@@ -133,5 +142,6 @@ class Recorder:
             machine=self._machine,
             measurements=tuple(self._measurements),
             ratios=self._ratios,
+            ceilings=self._ceilings,
             missing=self._missing,
         )

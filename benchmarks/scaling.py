@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.bags import Bags
 from benchmarks.embedded_ray import embedded_ray
 from benchmarks.machine import available_bytes, resident_bytes, this_machine
-from benchmarks.measuring import paired_seconds
+from benchmarks.measuring import Samples, paired_seconds
 from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
@@ -122,7 +122,9 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
             tables = cycle([store.table(spec.name) for spec in specs])
             lookups[rows] = partial(_look_up_next, tables, _distinct_rows(rows, read))
         seconds = paired_seconds({str(rows): lookup for rows, lookup in lookups.items()}, size.repeats)
+    bare = _bare_reads(siblings, size, read)
     for rows in size.shard_rows:
+        recorder.add("first numbers of rows", "million rows/s", read / bare[str(rows)] / 1e6, rows=rows)
         recorder.add(
             "pooled lookup, cold caches", "million rows/s", read / seconds[str(rows)] / 1e6, rows=rows
         )
@@ -131,8 +133,29 @@ def _measure_table_sizes(recorder: Recorder, size: ScalingSize) -> None:
         recorder.ratio(
             "lookups_2e24_over_2e16", recorder.add("lookups at 2^24 rows / at 2^16", "ratio", share)
         )
+        recorder.ceiling("lookups_2e24_over_2e16", float(np.median(bare[str(SMALL)] / bare[str(LARGE)])))
     else:
         recorder.missing("lookups_2e24_over_2e16", "one of the two tables was not measured")
+
+
+def _bare_reads(siblings: dict[int, int], size: ScalingSize, read: int) -> dict[str, Samples]:
+    """Seconds in which NumPy reads the first number of each of `read` rows of tables as large, and as many, as those of the
+    shards: the time that memory itself takes to find a row.
+    """
+    reads = {}
+    for rows, count in siblings.items():
+        tables = np.empty((count, rows, size.dim), dtype=np.float32)
+        tables.fill(1)  # so that its pages are there
+        numbers, out = cycle(tables[..., 0]), np.empty(read, dtype=np.float32)
+        wanted = _distinct_rows(rows, read).reshape(-1)
+        reads[str(rows)] = partial(_read_next, numbers, wanted, out)
+    return paired_seconds(reads, size.repeats)
+
+
+def _read_next(
+    numbers: Iterator[NDArray[np.float32]], rows: NDArray[np.int64], out: NDArray[np.float32]
+) -> None:
+    np.take(next(numbers), rows, out=out, mode="wrap")  # any mode but "raise" does without a second buffer
 
 
 def _distinct_rows(rows: int, count: int) -> NDArray[np.int64]:

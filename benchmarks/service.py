@@ -3,7 +3,8 @@
 The service is a process of its own. Requests are sent at fixed times, whether or not those before them have been answered,
 and each answer's time counts from when its request was due: so waiting in a line is not left out. Meanwhile watchers
 wait for jobs of their own; at the end all these jobs are cancelled, and every watcher has to be told. A burst of jobs is
-submitted at once, each of them twice as after a lost answer, and counted afterwards.
+submitted at once, each of them twice as after a lost answer, and counted afterwards. Last, another tenant floods the service
+(flood.py), and a few requests are sent as before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,8 @@ _TIMEOUT_S = 60.0
 _END_S = 20.0
 _CONNECTIONS = 20
 _KINDS = ("list", "list by state", "status")
+_BESIDE_FLOOD_PER_S = 20
+_FLOOD_BEGINS_S = 20.0  # what comes at once at its begin is not what lasts
 _FILL = """
 WITH RECURSIVE counted(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM counted WHERE i < :jobs)
 INSERT INTO jobs (id, tenant, request_id, digest, name, priority, demand, state, reason, wanted, attempt,
@@ -166,7 +169,7 @@ async def _ask(recorder: Recorder, size: ServiceSize, folder: Path, port: int, i
     for watch in watches:
         await watch.read()
 
-    await _measure_requests(recorder, size, caller, ids)
+    _record(recorder, await _answered(size, size.requests_per_s, caller, ids))
 
     ends = [asyncio.create_task(_end_of(watch)) for watch in watches]
     begun = time.perf_counter()
@@ -182,37 +185,66 @@ async def _ask(recorder: Recorder, size: ServiceSize, folder: Path, port: int, i
     kept = [job.id for job in await _all_queued(caller)]
     lost = len(set(accepted) - set(kept))
     recorder.ratio("service_submits_lost_or_doubled", lost + abs(len(kept) - 1 - size.burst))
+    await _measure_beside_flood(recorder, size, port, caller, ids)
     for channel in caller.channels:
         await channel.close()
 
 
-async def _measure_requests(recorder: Recorder, size: ServiceSize, caller: _Caller, ids: list[str]) -> None:
+async def _answered(size: ServiceSize, per_s: int, caller: _Caller, ids: list[str]) -> dict[str, list[float]]:
+    """Milliseconds until each request was answered, by kind."""
     chance = random.Random(1)
     asks: dict[str, Callable[[], Message]] = {
         "list": lambda: pb.ListRequest(),
         "list by state": lambda: pb.ListRequest(states=[pb.FAILED, pb.SUCCEEDED], name=""),
         "status": lambda: pb.JobRequest(id=chance.choice(ids)),
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in asks}
+    milliseconds: dict[str, list[float]] = {kind: [] for kind in asks}
 
     async def ask(kind: str, due: float) -> None:
         await caller.call("Get" if kind == "status" else "List", asks[kind]())
-        seconds[kind].append(time.perf_counter() - due)
+        milliseconds[kind].append(1e3 * (time.perf_counter() - due))
 
     asked: list[Awaitable[None]] = []
     begun = time.perf_counter()
-    for number in range(int(size.requests_per_s * size.seconds)):
-        due = begun + number / size.requests_per_s
+    for number in range(int(per_s * size.seconds)):
+        due = begun + number / per_s
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         asked.append(asyncio.create_task(ask(_KINDS[number % len(_KINDS)], due)))
     await asyncio.gather(*asked)
-    for kind, found in seconds.items():
-        milliseconds = [1e3 * each for each in found]
-        recorder.add("answer", "ms", milliseconds, kind=kind)
-        recorder.add("answer, 99th percentile", "ms", [float(np.percentile(milliseconds, 99))], kind=kind)
-    listed = [1e3 * each for kind in _KINDS[:2] for each in seconds[kind]]
-    recorder.ratio("service_list_p99_ms", float(np.percentile(listed, 99)))
-    recorder.ratio("service_status_p99_ms", float(np.percentile(seconds["status"], 99)) * 1e3)
+    return milliseconds
+
+
+def _record(recorder: Recorder, milliseconds: dict[str, list[float]]) -> None:
+    for kind, found in milliseconds.items():
+        recorder.add("answer", "ms", found, kind=kind)
+        recorder.add("answer, 99th percentile", "ms", [_p99(found)], kind=kind)
+    recorder.ratio("service_list_p99_ms", _p99(milliseconds["list"] + milliseconds["list by state"]))
+    recorder.ratio("service_status_p99_ms", _p99(milliseconds["status"]))
+
+
+async def _measure_beside_flood(
+    recorder: Recorder, size: ServiceSize, port: int, caller: _Caller, ids: list[str]
+) -> None:
+    quiet = await _answered(size, _BESIDE_FLOOD_PER_S, caller, ids)
+    command = [sys.executable, "-m", "benchmarks.flood", str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flood:
+        assert flood.stdin is not None
+        assert flood.stdout is not None
+        try:
+            await asyncio.to_thread(flood.stdout.readline)
+            await asyncio.sleep(_FLOOD_BEGINS_S)
+            flooded = await _answered(size, _BESIDE_FLOOD_PER_S, caller, ids)
+        finally:
+            flood.stdin.close()
+    both = {"no": [*chain(*quiet.values())], "yes": [*chain(*flooded.values())]}
+    for name, found in both.items():
+        recorder.add("answer beside a flood, 99th percentile", "ms", [_p99(found)], flood=name)
+    recorder.add("beside a flood over without", "x", [_p99(both["yes"]) / _p99(both["no"])])
+    recorder.ratio("service_flooded_p99_ms", _p99(both["yes"]))
+
+
+def _p99(samples: list[float]) -> float:
+    return float(np.percentile(samples, 99))
 
 
 async def _end_of(watch: Any) -> int:

@@ -37,12 +37,13 @@ def print_run(run: BenchmarkRun, console: Console) -> None:
         measurements.add_row(found.name, found.unit, number(found.median), spread(found), str(found.repeats))
     console.print(measurements)
 
-    ratios = Table("ratio", _right("measured"), _right("target"), "")
+    ratios = Table("ratio", _right("measured"), _right("target"), "", _right("this machine reaches"))
     for target in TARGETS:
         if target.ratio in run.ratios:
             value = run.ratios[target.ratio]
             verdict = "[green]met" if target.met(value) else "[red]not met"
-            ratios.add_row(target.ratio, number(value), target.bound_text, verdict)
+            highest = number(run.ceilings[target.ratio]) if target.ratio in run.ceilings else ""
+            ratios.add_row(target.ratio, number(value), target.bound_text, verdict, highest)
         elif target.ratio in run.missing:
             ratios.add_row(
                 target.ratio, "", target.bound_text, f"[yellow]missing: {run.missing[target.ratio]}"

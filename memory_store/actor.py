@@ -27,6 +27,7 @@ from memory_store.carriers.reconnecting import ATTEMPT_S
 from memory_store.client import TIMEOUT_S, StoreClient
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
+from memory_store.metrics_port import Scrape
 from memory_store.opening import connect
 from memory_store.placement import Placement
 from memory_store.process_host import process_host
@@ -71,16 +72,20 @@ class ShardActor:
         shard: int,
         token: str,
         logs: Path | None,
+        cuts: Path | None,
         credentials: Credentials | None,
+        scrape: Scrape | None,
     ) -> None:
         self._incarnation = secrets.token_hex(8)
-        host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs)
+        host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs, cuts)
         # What other hosts can reach is served over TLS alone.
         host_address: str = _LOOPBACK
         if credentials is not None:
             host_address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._server = ShardServer(host, f"{host_address}:0", token, credentials=credentials)
         self._address = f"{host_address}:{self._server.port}"
+        if scrape is not None:
+            self._metrics = scrape.serve(host.metrics.registry, host_address, "shard", shard)
 
     def binding(self) -> ShardBinding:
         """Where this shard answers."""
@@ -187,12 +192,16 @@ def start_shards(
     *,
     namespace: str = NAMESPACE,
     logs: Path | None = None,
+    cuts: Path | None = None,
     credentials: tuple[Credentials, Credentials] | None = None,
+    scrape: Scrape | None = None,
 ) -> RunningShards:
     """Start the shards of a job in the first bundles of its `place`, which are those of `shard_bundles`.
 
-    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `credentials`, those of
+    With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `cuts`, such a folder
+    too, none reads or writes a cut elsewhere. With `credentials`, those of
     the shards and those of who asks them, shards answer on their hosts' addresses over TLS; without, to this host alone.
+    `scrape` says how they serve their metrics.
     """
     bundles = shard_bundles(specs, shards)
     group = ShardGroup(job, shards, secrets.token_hex(32), namespace, credentials[1] if credentials else None)
@@ -208,7 +217,16 @@ def start_shards(
             max_concurrency=4,
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=shard),
             runtime_env={"env_vars": kernel_environment(shards)},
-        ).remote(tuple(specs), shards, shard, group.token, logs, credentials[0] if credentials else None)
+        ).remote(
+            tuple(specs),
+            shards,
+            shard,
+            group.token,
+            logs,
+            cuts,
+            credentials[0] if credentials else None,
+            scrape,
+        )
         for shard in range(shards)
     ]
     ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)

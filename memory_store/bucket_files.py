@@ -16,15 +16,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from memory_store.arrow_batches import open_messages
 from memory_store.cuts import CutFile, Manifest, check_file, describe_file
 from memory_store.durable_files import sync_file
-from memory_store.errors import CutError
+from memory_store.errors import CutError, UsageError
 from memory_store.frozen_part import FrozenPart
 from memory_store.placement import bucket_rows
 from memory_store.table import TablePart
@@ -109,7 +111,10 @@ def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[Cut
 
     Raises CutError naming the file, or the bucket that is missing; the part is as it was.
     """
-    specs = {spec.name: spec for spec in map(spec_from_json, manifest.tables)}
+    try:
+        specs = {spec.name: spec for spec in map(spec_from_json, manifest.tables)}
+    except (UsageError, ValueError, TypeError, KeyError) as error:
+        raise CutError(f"{folder} says of a table what no table is: {error}.") from None
     if specs.get(part.spec.name) != part.spec:
         raise CutError(
             f"{folder} holds table {part.spec.name!r} as {specs.get(part.spec.name)}; {part.spec} is wanted. "
@@ -130,37 +135,38 @@ def check_buckets(folder: Path, manifest: Manifest, part: TablePart) -> list[Cut
 
 
 def read_buckets(folder: Path, files: Iterable[CutFile], part: TablePart) -> None:
-    """Fill a part with its buckets out of the files that `check_buckets` found."""
+    """Fill a part with its buckets out of the files that `check_buckets` found. Raises CutError naming the file."""
     for entry in files:
         path = folder / entry.name
+        schema = _schema(part)
+        if entry.delta:
+            schema = schema.insert(0, _POSITION)
+        fill = _fill_touched if entry.delta else _fill
         try:
-            for bucket, batch in _batches(path, entry.buckets):
-                if bucket not in part.buckets:
-                    continue
-                if entry.delta:
-                    _fill_touched(part, bucket, batch, path)
-                else:
-                    _fill(part, bucket, batch, path)
+            for bucket, message in _messages(path, schema, entry.buckets):
+                if bucket in part.buckets:
+                    batch = pa.ipc.read_record_batch(message, schema)
+                    if any(column.null_count for column in batch.columns):
+                        raise CutError(f"{path} lacks numbers of bucket {bucket}.")
+                    fill(part, bucket, batch, path)
         except (pa.ArrowException, OSError) as error:
             raise CutError(f"{path} is not a table file: {error}.") from None
 
 
-def _batches(path: Path, buckets: Sequence[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        if reader.num_record_batches != len(buckets):
-            raise CutError(
-                f"{path} has {reader.num_record_batches} buckets; the manifest says {len(buckets)}."
-            )
-        for index, bucket in enumerate(buckets):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            yield bucket, batch
+def _messages(path: Path, schema: pa.Schema, buckets: Sequence[int]) -> Iterator[tuple[int, pa.Message]]:
+    with open_messages(path, schema) as messages:
+        found = list(islice(messages, len(buckets) + 1))
+        if len(found) != len(buckets):
+            many = len(found) if len(found) < len(buckets) else f"more than {len(buckets)}"
+            raise CutError(f"{path} has {many} buckets; the manifest says {len(buckets)}.")
+        yield from zip(buckets, found, strict=True)
 
 
 def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> None:
     where = part.bucket_slice(bucket)
-    if batch.schema != _schema(part) or batch.num_rows != where.stop - where.start:
+    if batch.num_rows != where.stop - where.start:
         raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
+    batch.validate(full=True)
     for name, array in part.columns():
         column = batch.column(name)
         flat = column if array.ndim == 1 else column.flatten()
@@ -169,11 +175,12 @@ def _fill(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> No
 
 def _fill_touched(part: TablePart, bucket: int, batch: pa.RecordBatch, path: Path) -> None:
     where = part.bucket_slice(bucket)
-    if batch.schema != _schema(part).insert(0, _POSITION):
-        raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
-    positions = batch.column("position").to_numpy(zero_copy_only=True)
     rows = where.stop - where.start
-    if positions.size == 0 or positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
+    if not 0 < batch.num_rows <= rows:
+        raise CutError(f"{path} holds bucket {bucket} in another form than table {part.spec.name!r} has.")
+    batch.validate(full=True)
+    positions = batch.column("position").to_numpy(zero_copy_only=True)
+    if positions[-1] >= rows or (positions[1:] <= positions[:-1]).any():
         raise CutError(f"{path} names rows of bucket {bucket} that are not in it, or not in their order.")
     for name, array in part.columns():
         column = batch.column(name)

@@ -9,11 +9,12 @@ rows that are older or newer than it thinks. Row gradients are on their way whil
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -110,18 +111,16 @@ class StoreClient:
         self._seq = [0] * len(carriers)
         self._contributions = [0] * len(carriers)
         self._unconfirmed: list[Future[m.Reply]] = []
-        # Told when the tables have moved to another version, and whether they were replaced (True) or a step was made.
-        self.on_change: list[Callable[[bool], None]] = []
+        # For metrics: entered round every wait for a shard; told of every lookup that was read in place
+        # (table, rows, bytes, seconds).
+        self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
         if name not in self.specs:
             raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
         return TableHandle(self, self.specs[name])
-
-    def address_bounds(self, name: str) -> NDArray[np.int64]:
-        """First address of every shard for a table, and the end: int64 `[S + 1]`."""
-        return self._bounds[name]
 
     # ---- joining -------------------------------------------------------------------------------------------
 
@@ -140,7 +139,6 @@ class StoreClient:
         self._contributions = [0] * len(self._carriers)
         self._unconfirmed = []
         self.version = self.describe()[0].version
-        self._tell_change(replaced=True)
 
     def describe(self) -> list[m.ShardInfo]:
         """What every shard says of itself, in shard order."""
@@ -150,7 +148,6 @@ class StoreClient:
         """Put every table to its first values, at version 0."""
         self._replace(m.Initialise)
         self.version = 0
-        self._tell_change(replaced=True)
 
     def load_cut(self, folder: str, version: int) -> None:
         """Have every shard read its buckets of the cut in `folder`, whose step is `version`.
@@ -159,7 +156,6 @@ class StoreClient:
         """
         self._replace(m.LoadCut, folder=folder)
         self.version = version
-        self._tell_change(replaced=True)
 
     def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
         """Begin a cut of the tables in `folder` once all that this writer has committed is applied; steps may then go on.
@@ -203,7 +199,17 @@ class StoreClient:
     ) -> Waiting[Lookup]:
         """See `TableHandle.begin_lookup`."""
         self._raise_failed()
-        entries = self.entries(spec, rows, weights)
+        if rows.ndim != 2 or rows.shape != weights.shape:
+            raise StoreError(
+                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
+            )
+        entries = Entries(
+            tokens=rows.shape[0],
+            per_token=rows.shape[1],
+            addresses=addresses_of(rows, spec.rows).reshape(-1),
+            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
+            bounds=self._bounds[spec.name],
+        )
         if self._mapped is not None and self.reads_in_place and not track:
             return self._read_in_place(self._mapped, spec, entries, keep=keep)
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
@@ -211,38 +217,22 @@ class StoreClient:
             return self._pool(spec, entries, keep=keep, track=track)
         return self._fetch(spec, entries, keep=keep, track=track)
 
-    def entries(self, spec: TableSpec, rows: NDArray[np.int64], weights: FloatArray) -> Entries:
-        """The entries of a lookup; rows and weights as `TableHandle.begin_lookup` takes them, and as it raises."""
-        if rows.ndim != 2 or rows.shape != weights.shape:
-            raise StoreError(
-                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
-            )
-        return Entries(
-            tokens=rows.shape[0],
-            per_token=rows.shape[1],
-            addresses=addresses_of(rows, spec.rows).reshape(-1),
-            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
-            bounds=self._bounds[spec.name],
-        )
-
-    def begin_fetch(self, spec: TableSpec, addresses: NDArray[np.uint32]) -> Waiting[FloatArray]:
-        """Ask for rows, uint32 `[U]`, distinct, ascending; what comes back waits for them `[U, D]`."""
-        edges = np.searchsorted(addresses, self._bounds[spec.name])
-        parts = [addresses[begin:end] for begin, end in pairwise(edges)]
-        none, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
-        futures = self._send([m.Fetch(spec.name, self.version, False, part, none, no_sums) for part in parts])
-        return lambda: np.concatenate([expect(future, m.Rows).values for future in futures])
-
     def _read_in_place(
         self, mapped: MappedShards, spec: TableSpec, entries: Entries, *, keep: bool
     ) -> Waiting[Lookup]:
         version = self.version
 
         def finish() -> Lookup:
-            mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
+            begun = time.perf_counter()
+            with self.waiting():
+                mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
             values = mapped.values(spec.name)
             output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
             pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+            if self.on_read_in_place is not None:
+                rows = entries.addresses.size
+                row_bytes = spec.dim * values.itemsize
+                self.on_read_in_place(spec.name, rows, rows * row_bytes, time.perf_counter() - begun)
             return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
 
         return finish
@@ -268,7 +258,8 @@ class StoreClient:
         )
 
         def finish() -> Lookup:
-            first, *others = (expect(future, m.Rows).values for future in futures)
+            with self.waiting():
+                first, *others = (expect(future, m.Rows).values for future in futures)
             output = first
             for partial_sums in others:
                 output = output + partial_sums
@@ -291,7 +282,8 @@ class StoreClient:
         )
 
         def finish() -> Lookup:
-            fetched = [expect(future, m.Rows).values for future in futures]
+            with self.waiting():
+                fetched = [expect(future, m.Rows).values for future in futures]
             values = fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
             rows = FetchedRows(entries, groups, values)
             return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
@@ -328,7 +320,8 @@ class StoreClient:
         futures = self._commit(learning_rates, hold=bool(clip_norms))
         norms: dict[str, float] = {}
         if clip_norms:
-            squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
+            with self.waiting():
+                squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
             norms = {name: float(np.sqrt(squares[index].sum())) for index, name in enumerate(self.specs)}
             if not np.isfinite(list(norms.values())).all():
                 raise NonFiniteGradientError(
@@ -340,7 +333,6 @@ class StoreClient:
             futures = self._send([apply] * len(self._carriers))
         self._unconfirmed = futures
         self.version += 1
-        self._tell_change(replaced=False)
         return StepResult(self.version, norms)
 
     def skip_step(self) -> None:
@@ -348,11 +340,6 @@ class StoreClient:
         self.refusal()
         self._unconfirmed = self._commit(dict.fromkeys(self.specs, 0.0), discard=True)
         self.version += 1
-        self._tell_change(replaced=False)
-
-    def _tell_change(self, *, replaced: bool) -> None:
-        for told in self.on_change:
-            told(replaced)
 
     def refusal(self) -> NonFiniteGradientError | None:
         """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""
@@ -360,7 +347,8 @@ class StoreClient:
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for future in unconfirmed:
             try:
-                future.result()
+                with self.waiting():
+                    future.result()
             except NonFiniteGradientError as error:
                 refusal = error
         return refusal

@@ -19,17 +19,18 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memory_store.durable_files import replace_file, sha256_of, sync_folder
 from memory_store.errors import CutError
 
 MANIFEST = "manifest.json"
-MANIFEST_BYTES_MAX = 64 << 20
+MANIFEST_BYTES_MAX = 8 << 20
 _FOLDER = re.compile(r"step-(\d{8,12})")
 
 
@@ -41,7 +42,7 @@ class CutFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")  # in the folder of the cut itself
     size: int
     sha256: str
     table: str | None = None
@@ -79,6 +80,11 @@ def cut_folder(cuts: Path, step: int) -> Path:
     return cuts / f"step-{step:08d}"
 
 
+def is_cut_folder(folder: Path) -> bool:
+    """Whether a folder is named as a cut's is."""
+    return _FOLDER.fullmatch(folder.name) is not None
+
+
 def cut_step(folder: Path) -> int:
     """The step of a cut's folder, from its name."""
     return int(folder.name.removeprefix("step-"))
@@ -114,7 +120,7 @@ def finish_cut(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a cut. Raises CutError, naming the file, if it is missing or not exactly as written."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise CutError(f"{folder} is not a complete cut: it has no {MANIFEST}.")
     if path.stat().st_size > MANIFEST_BYTES_MAX:
         raise CutError(f"{path} is damaged: {path.stat().st_size} bytes is more than a manifest can have.")
@@ -125,11 +131,15 @@ def read_manifest(folder: Path) -> Manifest:
         digest = hashlib.sha256(canonical).hexdigest().encode()
         if content != b'{"body":' + canonical + b',"sha256":"' + digest + b'"}\n':
             raise ValueError("checksum")
-        return Manifest.model_validate(body)
+        manifest = Manifest.model_validate(body)
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
         raise CutError(
             f"{path} is damaged: its checksum does not match its content. Use an older cut, or train again."
         ) from None
+    names = Counter(entry.name for entry in manifest.files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise CutError(f"{path} names {twice[0]} more than once; no cut has a file twice.")
+    return manifest
 
 
 def check_file(folder: Path, entry: CutFile) -> Path:
@@ -138,7 +148,7 @@ def check_file(folder: Path, entry: CutFile) -> Path:
     Raises CutError naming the file.
     """
     path = folder / entry.name
-    if Path(entry.name).name != entry.name or path.is_symlink() or not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise CutError(f"{path} is missing from the cut.")
     if path.stat().st_size != entry.size:
         raise CutError(
@@ -163,11 +173,7 @@ def complete_cuts(cuts: Path) -> list[Path]:
     """Folders of the cuts that exist (have a manifest), oldest first."""
     if not cuts.is_dir():
         return []
-    folders = [
-        folder
-        for folder in cuts.iterdir()
-        if _FOLDER.fullmatch(folder.name) and (folder / MANIFEST).is_file()
-    ]
+    folders = [folder for folder in cuts.iterdir() if is_cut_folder(folder) and (folder / MANIFEST).is_file()]
     return sorted(folders, key=cut_step)
 
 

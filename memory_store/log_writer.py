@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from memory_store.errors import SupersededError
 from memory_store.log_records import LogRecord
@@ -20,13 +21,17 @@ class LogWriter:
 
     While the disk refuses a record (it is full), the record is tried again every second: lookups go on, and what would
     acknowledge the record waits. After a failed sync nobody knows what is on the disk, and after a takeover nothing
-    may be acknowledged: `on_end(reason)` is called, and nothing is written any more.
+    may be acknowledged: `on_end(reason)` is called, and nothing is written any more. `timed` is entered round each sync.
     """
 
     def __init__(
-        self, log: StepLog, on_durable: Callable[[int], None], on_end: Callable[[str], None]
+        self,
+        log: StepLog,
+        on_durable: Callable[[int], None],
+        on_end: Callable[[str], None],
+        timed: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._log = log
+        self._log, self._timed = log, timed
         self._on_durable, self._on_end = on_durable, on_end
         self._changed = threading.Condition()
         self._queue: list[LogRecord] = []
@@ -55,7 +60,8 @@ class LogWriter:
                 for record in records:
                     if not self._appended(record):
                         return
-                self._log.sync()
+                with self._timed():
+                    self._log.sync()
             except (OSError, SupersededError) as error:
                 _log.critical("the log can't be written any more: %s", error)
                 self._on_end(str(error))

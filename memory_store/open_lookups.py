@@ -6,7 +6,9 @@ The row gradients are on their way to the shards when `begin_backward` returns; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ class Contributor(Protocol):
     """Who takes contributions to the step under way: the client."""
 
     version: int
+    waiting: Callable[[], AbstractContextManager[object]]
 
     def contribute(self, shard: int, make: Contributing, **parts: Any) -> Future[m.Reply]: ...
 
@@ -88,10 +91,11 @@ class PooledLookup(OpenLookup):
         ]
 
         def finish() -> FloatArray:
-            replies = [
-                _gradient(future, part.offsets[-1], gradient)
-                for future, part in zip(futures, self._parts, strict=True)
-            ]
+            with self._client.waiting():
+                replies = [
+                    _gradient(future, part.offsets[-1], gradient)
+                    for future, part in zip(futures, self._parts, strict=True)
+                ]
             if self._parts[0].entry is None:
                 return replies[0].reshape(self._shape)
             whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)

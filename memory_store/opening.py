@@ -21,21 +21,29 @@ from memory_store.mapped_shards import MappedShards, map_shards
 from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
+from memory_store.shard_metrics import ShardMetrics
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
 
-def in_process_hosts(specs: Sequence[TableSpec], shards: int = 1) -> list[ShardHost]:
-    """All shards of a store, in this process."""
+def in_process_hosts(
+    specs: Sequence[TableSpec], shards: int = 1, metrics: ShardMetrics | None = None
+) -> list[ShardHost]:
+    """All shards of a store, in this process; with `metrics`, all are counted there together."""
     placement = Placement.even(shards)
-    return [ShardHost(ShardCore(specs, placement, shard, incarnation="embedded")) for shard in range(shards)]
+    cores = [ShardCore(specs, placement, shard, incarnation="embedded") for shard in range(shards)]
+    return [ShardHost(core, metrics=metrics) for core in cores]
 
 
 def in_process_store(
-    specs: Sequence[TableSpec], shards: int = 1, *, lookup: LookupKind = "auto"
+    specs: Sequence[TableSpec],
+    shards: int = 1,
+    *,
+    lookup: LookupKind = "auto",
+    metrics: ShardMetrics | None = None,
 ) -> StoreClient:
     """A store inside this process, with its first values, and this client as its only writer."""
-    client = attach(in_process_hosts(specs, shards), specs, lookup=lookup)
+    client = attach(in_process_hosts(specs, shards, metrics), specs, lookup=lookup)
     client.take_over()
     return client
 

@@ -87,7 +87,7 @@ class ShardCore:
         self.arena, self.tables = allocated(specs, placement, shard, shared=shared)
         self.arena.sign(incarnation)
         self.staleness_counts = np.zeros(max_staleness + 1, dtype=np.int64)
-        self._group = WriterGroup()
+        self.group = WriterGroup()
         self._has_first_values = False
         if first_values:
             self.fill_with_first_values()
@@ -97,7 +97,7 @@ class ShardCore:
         self.on_record: Callable[[LogRecord], None] = self._records.append
         self._waiting: list[tuple[int, m.Request]] = []
         self._answered_state = self._state()
-        self.arena.show(self.version, self._group.epoch)
+        self.arena.show(self.version, self.group.epoch)
 
     # ---- serving -------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class ShardCore:
 
     def _state(self) -> tuple[int, int, HeldStep | None, int]:
         """All that a waiting request can wait for."""
-        return self.version, self._group.epoch, self._held, self._kept.kept_in_all
+        return self.version, self.group.epoch, self._held, self._kept.kept_in_all
 
     def _serve(self, requests: list[tuple[int, m.Request]]) -> list[Answer]:
         answers = []
@@ -202,7 +202,7 @@ class ShardCore:
         part = self._table(request.table)
         check_entries(part, request.offsets, request.addresses, request.weights)
         if request.keep:
-            self._group.check(request.sender)
+            self.group.check(request.sender)
         if not self._version_reached(request.version):
             return None
         if request.keep:
@@ -217,8 +217,8 @@ class ShardCore:
 
     def _pool_gradient(self, request: m.PoolGradient) -> m.WeightGradient | None:
         sender, step, gradient = request.sender, request.step, request.output_gradient
-        self._group.check(sender)
-        known = self._group.known(sender, request.seq, step)
+        self.group.check(sender)
+        known = self.group.known(sender, request.seq, step)
         kept = self._kept.of(sender.writer, request.lookup)
         if kept is None:
             if known:
@@ -236,8 +236,8 @@ class ShardCore:
         return reply
 
     def _contribute(self, request: m.RowGradient | m.EntryGradient) -> m.Done:
-        self._group.check(request.sender)
-        if self._group.known(request.sender, request.seq, request.step):
+        self.group.check(request.sender)
+        if self.group.known(request.sender, request.seq, request.step):
             return m.Done(duplicate=True)
         self._take(request, checked_contribution(self._table(request.table), request))
         return m.Done(duplicate=False)
@@ -245,7 +245,7 @@ class ShardCore:
     def _take(self, request: m.Contributing, contribution: Contribution) -> None:
         """Take a contribution that was found right, and apply the step if that completes it."""
         self._check_step(request.step)
-        self._group.contribute(request.sender, request.seq, request.step, contribution)
+        self.group.contribute(request.sender, request.seq, request.step, contribution)
         self._apply_complete_steps()
 
     def _check_step(self, step: int) -> None:
@@ -259,11 +259,11 @@ class ShardCore:
     # ---- steps ---------------------------------------------------------------------------------------------
 
     def _commit(self, request: m.Commit) -> m.Committed | None:
-        self._group.check(request.sender)
-        if request.step >= self.version and not self._group.known(request.sender, request.seq, request.step):
+        self.group.check(request.sender)
+        if request.step >= self.version and not self.group.known(request.sender, request.seq, request.step):
             self._check_step(request.step)
             check_commit(request, len(self.tables))
-            self._group.commit(request)
+            self.group.commit(request)
             self._apply_complete_steps()
         if request.step < self.version:
             return m.Committed(self.version, applied=True, squared_norms=_NO_NORMS)
@@ -273,23 +273,23 @@ class ShardCore:
 
     def _apply_complete_steps(self) -> None:
         """Apply the next steps, as far as all of them is here; hold the first that wants to be clipped."""
-        while self._held is None and self._group.complete(self.version):
-            settings = self._group.settings(self.version)
-            contributions = [self._group.contributions(self.version, name) for name in self.tables]
+        while self._held is None and self.group.complete(self.version):
+            settings = self.group.settings(self.version)
+            contributions = [self.group.contributions(self.version, name) for name in self.tables]
             if settings.hold:
                 self._held = held_step(self.version, settings, contributions, self.tables)
             else:
                 self._update(settings, contributions, np.ones(len(self.tables)))
 
     def _apply_held(self, request: m.Apply) -> m.Committed | None:
-        self._group.check(request.sender)
+        self.group.check(request.sender)
         if request.step >= self.version:
             self._check_step(request.step)
             check_factors("clipping scales", request.scales, len(self.tables))
             if self._held is None or self._held.step != request.step:
                 return None  # the commits of all writers come first
             held, self._held = self._held, None
-            self._update(self._group.settings(held.step), held.contributions, request.scales)
+            self._update(self.group.settings(held.step), held.contributions, request.scales)
             self._apply_complete_steps()
         return m.Committed(self.version, applied=True, squared_norms=_NO_NORMS)
 
@@ -304,8 +304,8 @@ class ShardCore:
             )
             if gradients is not None
         )
-        self._group.applied(self.version)
-        self._record(LoggedStep(self.version, dict(self._group.last_applied_seq), updates))
+        self.group.applied(self.version)
+        self._record(LoggedStep(self.version, dict(self.group.last_applied_seq), updates))
         self._apply(updates)
 
     def _apply(self, updates: Sequence[TableUpdate]) -> None:
@@ -317,12 +317,12 @@ class ShardCore:
             )
         self._kept.forget_up_to(self.version)
         self.version += 1
-        self.arena.show(self.version, self._group.epoch)
+        self.arena.show(self.version, self.group.epoch)
 
     # ---- control -------------------------------------------------------------------------------------------
 
     def _open_group(self, request: m.OpenGroup) -> m.Done:
-        group = self._group
+        group = self.group
         if (request.session, request.epoch, request.writers) == (group.session, group.epoch, group.writers):
             return m.Done(duplicate=True)
         if request.epoch <= group.epoch:
@@ -344,12 +344,12 @@ class ShardCore:
 
     def check_sender(self, sender: m.Sender) -> None:
         """Raises FencedError unless `sender` belongs to the group in charge."""
-        self._group.check(sender)
+        self.group.check(sender)
 
     def fill_with_first_values(self) -> None:
         """Put every table to its first values; `replaced` or `restore` must follow."""
         if not self._has_first_values:
-            self.arena.show(NO_VERSION, self._group.epoch)
+            self.arena.show(NO_VERSION, self.group.epoch)
         for table in self.tables.values():
             table.clear_accesses() if self._has_first_values else table.initialise()
         self._has_first_values = True
@@ -357,19 +357,19 @@ class ShardCore:
     def begin_replacing(self) -> None:
         """The tables are about to be replaced: until `replaced` or `restore`, who reads in place finds no version."""
         self._has_first_values = False
-        self.arena.show(NO_VERSION, self._group.epoch)
+        self.arena.show(NO_VERSION, self.group.epoch)
 
     def replaced_before(self, request: m.Initialise | m.LoadCut) -> bool:
         """Whether the tables were replaced for this request already: one that comes late must not do it again.
 
         Raises FencedError unless its sender belongs to the group in charge.
         """
-        self._group.check(request.sender)
-        return request.seq <= self._group.last_applied_seq.get(request.sender.writer, 0)
+        self.group.check(request.sender)
+        return request.seq <= self.group.last_applied_seq.get(request.sender.writer, 0)
 
     def replaced(self, request: m.Initialise | m.LoadCut, base: Base) -> None:
         """The tables have been replaced by `base`: forget what was pending."""
-        self._group.last_applied_seq[request.sender.writer] = request.seq
+        self.group.last_applied_seq[request.sender.writer] = request.seq
         self.restore(base.version, self.group_state())
         self._record(LoggedStart(base, self.group_state()))
 
@@ -385,12 +385,12 @@ class ShardCore:
 
     def group_state(self) -> GroupState:
         """The group in charge, as the log keeps it."""
-        return self._group.state()
+        return self.group.state()
 
     def restore(self, version: int, group: GroupState) -> None:
         """The tables are at `version`, and `group` is in charge; nothing is pending."""
         self.version = version
-        self._group = WriterGroup.of(group)
+        self.group = WriterGroup.of(group)
         self._kept.clear()
         self._held = None
         self.arena.show(version, group.epoch)
@@ -409,8 +409,8 @@ class ShardCore:
             placement=self.placement.digest,
             incarnation=self.incarnation,
             version=self.version,
-            epoch=self._group.epoch,
-            writers=self._group.writers,
+            epoch=self.group.epoch,
+            writers=self.group.writers,
             tables=json.dumps([asdict(part.spec) for part in self.tables.values()]),
             arena=json.dumps({"path": self.arena.path, "offsets": offsets}),
             logged=self.logged,

@@ -9,28 +9,43 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from memory_store import messages as m
 from memory_store.answers import Answer
 from memory_store.bucket_files import check_buckets, read_buckets
+from memory_store.cut_root import CutRoot
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
 from memory_store.log_records import Base
 from memory_store.log_writer import LogWriter
 from memory_store.shard import ShardCore
 from memory_store.shard_cuts import ShardCut, ShardCuts
+from memory_store.shard_metrics import ShardMetrics
 from memory_store.step_log import StepLog
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request that waits for its answer. `duplicate`: it is an update that had come before."""
+
+    request: m.Request
+    future: Future[m.Reply]
+    begun: float
+    duplicate: bool
 
 
 class ShardHost:
     """One shard, usable from many threads.
 
     `log` is its log, taken over (recovery.py). If it can't be written for good, or another process has taken the shard
-    over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged.
+    over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged. With `cuts`,
+    a folder, it reads and writes no cut elsewhere. Every request is counted in `metrics`, when it is answered.
     """
 
     def __init__(
@@ -38,31 +53,45 @@ class ShardHost:
         core: ShardCore,
         log: StepLog | None = None,
         on_end: Callable[[str], None] = lambda reason: None,
+        cuts: Path | None = None,
+        metrics: ShardMetrics | None = None,
     ) -> None:
+        self.metrics = metrics or ShardMetrics()
+        self.metrics.watch(core)
         self._core = core
         self._lock = threading.Lock()
         self._tickets = 0
-        self._futures: dict[int, Future[m.Reply]] = {}
+        self._calls: dict[int, _Call] = {}
         self._cuts = ShardCuts(core.shard, core.incarnation, self._lock, self._cut_ended)
+        self._root = CutRoot(cuts)
+        self._cut_begun = 0.0
         self._awaiting_cut: list[tuple[int, ShardCut]] = []
         self._durable = 0
         self._undurable: list[Answer] = []
         self._log: LogWriter | None = None
         if log is not None:
-            self._log = LogWriter(log, self._became_durable, on_end)
+            timed = self.metrics.log_sync_seconds.time
+            self._log = writer = LogWriter(log, self._became_durable, on_end, timed)
+            self.metrics.log_refused.set_function(lambda: float(bool(writer.trouble)))
             core.on_record = self._log.put  # at once: a step is written while it is applied
 
     def submit(self, request: m.Request) -> Future[m.Reply]:
         """Hand a request to the shard. The future may complete later, or hold a PkmError."""
+        begun = time.perf_counter()
+        future: Future[m.Reply] = Future()
         with self._lock:
             self._tickets += 1
             ticket = self._tickets
-            future: Future[m.Reply] = Future()
-            self._futures[ticket] = future
+            self._calls[ticket] = _Call(request, future, begun, self._came_before(request))
             answers = self._handle(ticket, request)
             due = self._due(answers)
         _complete(due)
         return future
+
+    def _came_before(self, request: m.Request) -> bool:
+        if not isinstance(request, m.Contributing | m.Commit):
+            return False
+        return self._core.group.known(request.sender, request.seq, request.step)
 
     def _due(self, answers: Iterable[Answer]) -> list[tuple[Future[m.Reply] | None, m.Reply | PkmError]]:
         """The answers that may be given now, with their futures; the others are kept until they may."""
@@ -70,8 +99,12 @@ class ShardHost:
         for answer in answers:
             if answer.after > self._durable:
                 self._undurable.append(answer)
-            else:
-                given.append((self._futures.pop(answer.ticket, None), answer.reply))
+                continue
+            call = self._calls.pop(answer.ticket, None)
+            if call is not None:
+                seconds = time.perf_counter() - call.begun
+                self.metrics.answered(call.request, answer.reply, seconds, duplicate=call.duplicate)
+            given.append((call.future if call is not None else None, answer.reply))
         return given
 
     def _became_durable(self, records: int) -> None:
@@ -110,9 +143,9 @@ class ShardHost:
     def abandon(self, future: Future[m.Reply]) -> bool:
         """Forget a request that nobody waits for any more; False if its answer is due already."""
         with self._lock:
-            for ticket, waiting in self._futures.items():
-                if waiting is future:
-                    del self._futures[ticket]
+            for ticket, call in self._calls.items():
+                if call.future is future:
+                    del self._calls[ticket]
                     self._core.abandon(ticket)
                     return True
         return False
@@ -141,13 +174,14 @@ class ShardHost:
         except OSError as error:
             return [Answer(ticket, StoreError(f"Shard {self._core.shard} could not use its files: {error}."))]
         except BaseException:
-            del self._futures[ticket]
+            del self._calls[ticket]
             raise
 
     def _begin_cut(self, request: m.BeginCut | m.WriteCut) -> bool:
         """Begin a cut; False if it has been begun. What an older one still had to write is given up."""
-        core, folder = self._core, Path(request.folder)
+        core = self._core
         core.check_sender(request.sender)
+        folder = self._root.folder(request.folder)
         newest = self._cuts.newest
         if newest is not None and request.number <= newest.number:
             if request.number < newest.number:
@@ -156,8 +190,9 @@ class ShardHost:
         if core.version != request.step:
             raise StoreError(f"A cut of step {request.step} was asked for; the tables are at {core.version}.")
         if (folder / MANIFEST).exists():
-            raise CutError(f"{request.folder} is a complete cut already; nothing was written over.")
+            raise CutError(f"{folder} is a complete cut already; nothing was written over.")
         core.cut_begins()
+        self._cut_begun = time.perf_counter()
         self._cuts.begin(folder, core.tables.values(), request.step, request.number)
         return True
 
@@ -170,6 +205,7 @@ class ShardHost:
 
     def _cut_ended(self, cut: ShardCut) -> None:
         with self._lock:
+            self.metrics.cut_ended(cut.outcome, time.perf_counter() - self._cut_begun)
             if cut is self._cuts.newest and isinstance(cut.outcome, list):
                 base = Base(version=cut.step, folder=str(cut.folder), files=tuple(cut.outcome))
                 self._core.cut_written(base)
@@ -196,7 +232,7 @@ class ShardHost:
         core = self._core
         if core.replaced_before(request):
             return m.Done(duplicate=True)
-        folder = Path(request.folder)
+        folder = self._root.folder(request.folder)
         manifest = read_manifest(folder)
         parts = list(core.tables.values())
         files = [check_buckets(folder, manifest, part) for part in parts]
@@ -205,7 +241,7 @@ class ShardHost:
         for part, entries in zip(parts, files, strict=True):
             read_buckets(folder, entries, part)
             part.clear_accesses()
-        base = Base(version=manifest.step, folder=request.folder, files=tuple(chain(*files)))
+        base = Base(version=manifest.step, folder=str(folder), files=tuple(chain(*files)))
         core.replaced(request, base)
         return m.Done(duplicate=False)
 

@@ -7,6 +7,7 @@ and update its rows; steps, writers and versions are shard.py's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +93,7 @@ class TablePart:
         self.weight_sums: NDArray[np.float32] = arrays[5].view(np.float32)
         # Told which rows are about to be changed, while somebody reads the part as it was (frozen_part.py).
         self.before_update: Callable[[NDArray[np.uint32]], None] | None = None
+        self.timed: Callable[[], AbstractContextManager[object]] = nullcontext  # round the row optimizer
 
     def columns(self) -> list[tuple[str, NDArray[Any]]]:
         """What a row consists of, by name: the arrays that a cut keeps, without those that the optimizer has no use for."""
@@ -160,16 +162,17 @@ class TablePart:
         if self.before_update is not None:
             self.before_update(contributions.addresses)
         state = RowState(self.values, self.first_state, self.second_state, self.last_step)
-        update_rows(
-            self.spec.optimizer,
-            state,
-            self.first_address,
-            contributions,
-            step=step,
-            learning_rate=learning_rate,
-            scale=scale,
-            seed=self.spec.seed,
-        )
+        with self.timed():
+            update_rows(
+                self.spec.optimizer,
+                state,
+                self.first_address,
+                contributions,
+                step=step,
+                learning_rate=learning_rate,
+                scale=scale,
+                seed=self.spec.seed,
+            )
 
     def rows_touched_since(self, step: int) -> int:
         """Rows that an update has touched after version `step`."""

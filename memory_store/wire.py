@@ -33,6 +33,7 @@ from protos import store_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 PAYLOAD_BYTES_MAX = 8 << 30
+ARRAYS_MAX = 8
 ARRAY_DIMENSIONS_MAX = 4
 
 _ELEMENT_TYPES: dict[np.dtype[Any], pb.ElementType] = {
@@ -112,6 +113,8 @@ def payload_bytes(header: pb.Header, limit: int = PAYLOAD_BYTES_MAX) -> int:
 
     Raises StoreError if an announcement is malformed or above the limit.
     """
+    if len(header.arrays) > ARRAYS_MAX:
+        raise StoreError(f"A message with {len(header.arrays)} arrays came; it may have {ARRAYS_MAX}.")
     total = 0
     for array in header.arrays:
         if array.type not in _DTYPES or len(array.shape) > ARRAY_DIMENSIONS_MAX:

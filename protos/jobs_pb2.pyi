@@ -267,6 +267,38 @@ class CutList(_message.Message):
     cuts: _containers.RepeatedCompositeFieldContainer[Cut]
     def __init__(self, cuts: _Optional[_Iterable[_Union[Cut, _Mapping]]] = ...) -> None: ...
 
+class CutFile(_message.Message):
+    __slots__ = ("name", "bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class CutFileList(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[CutFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[CutFile, _Mapping]]] = ...) -> None: ...
+
+class ReadCutFileRequest(_message.Message):
+    __slots__ = ("id", "name", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class CutFilePart(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
 class ReshardRequest(_message.Message):
     __slots__ = ("id", "shards", "trainers")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -24,6 +24,10 @@ INT64: ElementType
 UINT32: ElementType
 BFLOAT16: ElementType
 
+class Nothing(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Frame(_message.Message):
     __slots__ = ("header", "chunk")
     HEADER_FIELD_NUMBER: _ClassVar[int]

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.jobs.states import JobState
     from service.profile import open_client
+    from service.remote_run import fetch_run
 
-__all__ = ["Client", "JobState", "open_client"]
+__all__ = ["Client", "JobState", "fetch_run", "open_client"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from service.profile import open_client
 
         return open_client
+    if name == "fetch_run":
+        from service.remote_run import fetch_run
+
+        return fetch_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -113,6 +113,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class CutFile:
+    """A file from which a job's last cut is evaluated: `corpus/FILE` or `cuts/CUT/FILE`."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Moved:
     """Where a job trains now, and for how long it stood still on the way."""
 
@@ -142,7 +151,7 @@ class Client:
     def __init__(
         self, server: str, token: str, certificate: bytes | None = None, timeout_s: float = 10.0
     ) -> None:
-        self._server, self._metadata, self._timeout_s = server, [bearer(token)], timeout_s
+        self.server, self._metadata, self._timeout_s = server, [bearer(token)], timeout_s
         if certificate is None:
             self._channel = grpc.insecure_channel(server, _OPTIONS)
         else:
@@ -220,6 +229,31 @@ class Client:
         """The complete checkpoints of a job, oldest first. Raises NoSuchJobError."""
         found = self._ask("Cuts", pb.JobRequest(id=job_id)).cuts
         return tuple(Cut(cut.step, cut.written_at, cut.bytes) for cut in found)
+
+    def cut_files(self, job_id: str) -> tuple[CutFile, ...]:
+        """The files from which a job's last cut is evaluated, the cut's manifest last; service.fetch_run fetches them.
+
+        Raises NoSuchJobError; JobConflictError if the job has no cut yet.
+        """
+        found = self._ask("CutFiles", pb.JobRequest(id=job_id)).files
+        return tuple(CutFile(file.name, file.bytes, file.sha256) for file in found)
+
+    def read_cut_file(
+        self, job_id: str, name: str, *, offset: int = 0, patience_s: float = PATIENCE_S
+    ) -> Iterator[bytes]:
+        """One of these files in parts, from a byte `offset` on; a connection that is lost is made again.
+
+        Raises NoSuchJobError; JobConflictError if there is no such file any more; ServerUnreachableError if the service does
+        not answer for `patience_s` seconds.
+        """
+        read = offset
+
+        def request() -> Message:
+            return pb.ReadCutFileRequest(id=job_id, name=name, offset=read)
+
+        for part in self._stream("ReadCutFile", request, patience_s):
+            read += len(part.content)
+            yield part.content
 
     def reshard(
         self, job_id: str, shards: int | None = None, trainers: int | None = None, timeout_s: float = 600.0
@@ -325,6 +359,6 @@ class Client:
         kind = _ERRORS.get(code, ServiceError)
         if kind is ServerUnreachableError:
             return kind(
-                f"The service at {self._server} does not answer; is it running, and is that its address?"
+                f"The service at {self.server} does not answer; is it running, and is that its address?"
             )
         return kind(said)

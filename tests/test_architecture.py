@@ -19,11 +19,14 @@ PACKAGES = ("service", "workers", "memory_store", "protos")
 TOP_LEVEL = {
     *PACKAGES,
     *("deploy", "tests", "benchmarks", "examples", "docs"),
-    *("docker-compose.yml", "pyproject.toml", "README.md", "Makefile"),
+    *("docker-compose.yml", "mkdocs.yml", "pyproject.toml", "Makefile"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 MAX_LINES = 425
 # What an extra brings, and the one file that may import it and goes on without.
 OPTIONAL = {"workers/gpu/compilation.py": {"triton"}}
+# Code that goes into exported folders, for libraries that only their readers need.
+EXPORTED = Path("workers/exported")
 # Ray and gRPC stay at the rim of the value table: everything else in it is arrays and messages.
 RIM = re.compile(r"memory_store/(actor|carriers/grpc)\w*\.py")
 
@@ -90,10 +93,21 @@ def test_every_import_is_a_declared_dependency():
     undeclared = {
         (str(path), module)
         for path in sources(*PACKAGES)
+        if path.parent != EXPORTED
         for module in top_level_imports(path) - known - OPTIONAL.get(str(path), set())
         if not declared & {name.lower().replace("_", "-") for name in distributions.get(module, [])}
     }
     assert undeclared == set()
+
+
+def test_exported_code_needs_nothing_of_this_project():
+    allowed = {"torch", "safetensors", "tokenizers", "transformers", "lm_eval", "pkm_model"}
+    found = {
+        module for path in sources("workers") if path.parent == EXPORTED for module in top_level_imports(path)
+    }
+    assert found - set(sys.stdlib_module_names) == allowed
+    plain = top_level_imports(EXPORTED / "pkm_model.py") - set(sys.stdlib_module_names)
+    assert plain == {"torch", "safetensors", "tokenizers"}
 
 
 def test_the_top_level_shows_the_architecture():

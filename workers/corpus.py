@@ -8,8 +8,9 @@
                     of the files (token_files.py); the last documents are those held out (splits.py)
 
 A folder is made beside its final place, brought to the disk and renamed: it is there whole or not at all, and
-nothing is ever written over. The same files and settings give the same bytes. Text streams through; memory is
-bounded by the longest document and the tokenizer's table of distinct words, not by the corpus.
+nothing is ever written over. The same files and settings give the same bytes, whatever the number of processes, and
+also where a first attempt was killed: the next goes on from the parts that it finished (corpus_parts.py). Text streams
+through; memory is bounded by the longest document and the tokenizer's table of distinct words, not by the corpus.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,18 +29,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
-from memory_store.durable_files import sha256_of, sync_file, sync_folder
+from memory_store.durable_files import replace_file, sha256_of
 from memory_store.errors import UsageError
+from workers.corpus_parts import PARTS_FORMAT, encode_parts, parts_of, tokens_of_parts
 from workers.documents import check_files, read_documents
 from workers.splits import SPLITS, SplitBy, split_documents, split_ranges
 from workers.token_files import Tokens, map_tokens, write_tokens
 from workers.tokenizer import (
     END_OF_TEXT_ID,
     check_vocabulary_size,
-    encode_documents,
     load_tokenizer,
     train_tokenizer,
 )
+from workers.whole_folder import PARTS, resumable_folder
 
 Content = TypeVar("Content")
 
@@ -103,7 +104,7 @@ class Corpus:
     def tokens(self, split: str) -> Tokens:
         """The tokens [T] of a split, uint16 or uint32, read-only; from the disk only where they are used."""
         if split not in self.splits:
-            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(SPLITS)}.")
+            raise UsageError(f"There is no split {split!r}; a corpus has {', '.join(self.splits)}.")
         return self.splits[split]
 
     def verify(self) -> None:
@@ -121,54 +122,72 @@ def prepare_corpus(
     text_column: str = "text",
     validation_share: float = 0.02,
     test_share: float = 0.04,
+    processes: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> CorpusInfo:
     """Make the corpus `folder` out of text files; one already made of the same is left as it is.
 
-    The shares are of the characters. Raises UsageError for files or settings that can't be used, and if
-    `folder` holds anything else.
+    The shares are of the characters; `processes` encode, by default as many as there are cores. Raises UsageError
+    for files or settings that can't be used, and if `folder` holds anything else or another process is making it.
     """
     progress = on_progress or (lambda phase, share: None)
     settings = _settings(files, vocab_size, text_column, validation_share, test_share)
     if made := _made_already(folder, settings):
         progress("prepared already", 1.0)
         return made
-    lengths = list(map(len, _documents(files, text_column, progress)))
+    lengths = array("q", map(len, _documents(files, text_column, progress)))
     split_by, ranges = split_ranges(lengths, validation_share, test_share)
 
-    def parts(phase: str, characters: int) -> Iterator[tuple[str, str]]:
-        documents = _documents(files, text_column)
-        return _reported(split_documents(documents, ranges), phase, characters, progress)
+    def texts(phase: str, characters: int) -> Iterator[tuple[str, str]]:
+        return _reported(_texts(files, text_column, ranges), phase, characters, progress)
 
-    with _whole_or_not_at_all(folder) as unfinished:
-        training = takewhile(_is_training, parts("training the tokenizer", len(ranges["train"])))
-        tokenizer = train_tokenizer((text for _, text in training), vocab_size)
-        (unfinished / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        for split, group in groupby(parts("encoding", sum(lengths)), key=lambda part: part[0]):
-            blocks = encode_documents(tokenizer, (text for _, text in group))
-            write_tokens(unfinished / f"{split}.arrow", blocks, vocab_size)
+    purpose = settings.model_dump_json() + PARTS_FORMAT
+    with resumable_folder(folder, purpose.encode()) as unfinished:
+        tokenizer = unfinished / TOKENIZER_FILE
+        if not tokenizer.exists():
+            training = takewhile(_is_training, texts("training the tokenizer", len(ranges["train"])))
+            learned = train_tokenizer((text for _, text in training), vocab_size)
+            replace_file(tokenizer, learned.to_str(pretty=True).encode())
+        parts = parts_of(texts("encoding", sum(lengths)))
+        encode_parts(parts, unfinished / PARTS, tokenizer, processes or len(os.sched_getaffinity(0)))
+        for split in SPLITS:
+            blocks = tokens_of_parts(unfinished / PARTS, split)
+            write_tokens(unfinished / tokens_file(split), blocks, vocab_size)
         info = CorpusInfo(
             **dict(settings),
             split_by=split_by,
-            splits={split: _split_info(unfinished / f"{split}.arrow", ranges[split]) for split in SPLITS},
-            files=tuple(map(_file_info, sorted(unfinished.iterdir()))),
+            splits={split: _split_info(unfinished / tokens_file(split), ranges[split]) for split in SPLITS},
+            files=tuple(
+                _file_info(unfinished / name) for name in sorted([TOKENIZER_FILE, *map(tokens_file, SPLITS)])
+            ),
         )
         (unfinished / INFO_FILE).write_bytes(_info_to_json(info))
     return info
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open a corpus. Raises UsageError if there is none, or naming a file that is missing or damaged."""
-    info = _read_info(folder)
+def open_corpus(folder: Path, splits: Sequence[str] = SPLITS) -> Corpus:
+    """Open a corpus with some of its splits: the files of others may be elsewhere.
+
+    Raises UsageError if there is none, or naming a file that is missing or damaged.
+    """
+    info = read_corpus_info(folder)
+    needed = {TOKENIZER_FILE, *map(tokens_file, splits)}
     for file in info.files:
+        if file.name not in needed:
+            continue
         path = folder / file.name
         if not path.is_file():
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
     tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
-    splits = {split: _open(folder / f"{split}.arrow", map_tokens) for split in SPLITS}
-    return Corpus(folder, info, tokenizer, splits)
+    opened = {split: _open(folder / tokens_file(split), map_tokens) for split in splits}
+    return Corpus(folder, info, tokenizer, opened)
+
+
+def tokens_file(split: str) -> str:
+    """The name of the file with the tokens of a split."""
+    return f"{split}.arrow"
 
 
 def _settings(
@@ -214,6 +233,10 @@ def _documents(
         yield from read_documents(path, text_column)
 
 
+def _texts(files: Sequence[Path], text_column: str, ranges: Mapping[str, range]) -> Iterator[tuple[str, str]]:
+    return split_documents(_documents(files, text_column), ranges)
+
+
 def _is_training(part: tuple[str, str]) -> bool:
     return part[0] == "train"
 
@@ -230,31 +253,6 @@ def _reported(
         if done * 1000 // characters > permille:
             permille = done * 1000 // characters
             progress(phase, done / characters)
-
-
-@contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder which becomes `folder` if all goes well, and goes away otherwise."""
-    target = folder.absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
-    except OSError as error:
-        raise UsageError(f"{folder} can't be made: {error.strerror}. Choose another --out.") from None
-    with beside as name:
-        unfinished = Path(name) / "corpus"
-        unfinished.mkdir()
-        yield unfinished
-        for path in unfinished.iterdir():
-            sync_file(path)
-        sync_folder(unfinished)
-        try:
-            os.rename(unfinished, target)  # refused where anything is
-        except OSError as error:
-            raise UsageError(
-                f"{folder} can't be put in its place: {error.strerror}. Nothing was written over."
-            ) from None
-        sync_folder(target.parent)
 
 
 def _file_info(path: Path) -> FileInfo:
@@ -276,7 +274,8 @@ def _info_to_json(info: CorpusInfo) -> bytes:
     return json.dumps({**body, "sha256": checksum}, indent=2).encode() + b"\n"
 
 
-def _read_info(folder: Path) -> CorpusInfo:
+def read_corpus_info(folder: Path) -> CorpusInfo:
+    """What corpus.json says. Raises UsageError if there is none, or if it is damaged."""
     path = folder / INFO_FILE
     if not path.is_file():
         raise UsageError(f"{folder} is no corpus: it has no {INFO_FILE}. Make one with `pkm data prepare`.")

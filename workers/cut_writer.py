@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class CutWriter:
-    """The cuts of one run, one at a time."""
+    """The cuts of one run, one at a time; `on_written` is told how many seconds each has taken."""
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class CutWriter:
         optimizer: torch.optim.Optimizer,
         store: StoreClient | None,
         at: At = unnoticed,
+        on_written: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self._at = at
+        self._at, self._on_written = at, on_written
+        self._begun = 0.0
         self._run, self._job = run, job
         self._model, self._optimizer, self._store = model, optimizer, store
         self._thread: threading.Thread | None = None
@@ -70,7 +74,7 @@ class CutWriter:
         folder = cut_folder(self._run.cuts_path, step)
         if (folder / MANIFEST).exists():
             return  # a predecessor of this process has just managed it
-        self._step = step
+        self._step, self._begun = step, time.perf_counter()
         try:
             begin_cut(self._run.cuts_path, step)
             dense = save_dense(folder, self._model, self._optimizer)
@@ -124,6 +128,7 @@ class CutWriter:
                 files=tuple(files),
             )
             finish_cut(folder, manifest)
+            self._on_written(time.perf_counter() - self._begun)
         except (OSError, PkmError) as error:
             self._fail(folder, error)
             return

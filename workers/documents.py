@@ -5,13 +5,15 @@ document, or one small batch of Parquet rows, is in memory at a time, so files m
 Whatever is wrong with a file is a UsageError that names the file and the place in it.
 
   .txt               UTF-8; a line with only a form feed ends a document, so without one the file is one
-  .jsonl, .jsonl.gz  one JSON object a line, the document in the field `text_column`
+  .jsonl, .jsonl.gz, .jsonl.zst
+                     one JSON object a line, the document in the field `text_column`
   .parquet           one document a row, in the column `text_column`
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +24,9 @@ import pyarrow.parquet as pq
 
 from memory_store.errors import UsageError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _PARQUET_ROWS_AT_ONCE = 64
+_UNPACKED_AT_ONCE = 1 << 20
 
 
 def check_files(files: Sequence[Path]) -> None:
@@ -85,11 +88,17 @@ def _json_fields(path: Path, field: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        try:
-            yield from gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} is not a whole gzip file: {error}.") from None
+    name = path.name.lower()
+    try:
+        with open(path, "rb") as file:
+            if name.endswith(".gz"):
+                yield from gzip.GzipFile(fileobj=file)
+            elif name.endswith(".zst"):
+                yield from io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _UNPACKED_AT_ONCE)
+            else:
+                yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path} can't be read to its end: {error}.") from None
 
 
 def _json_field(line: str, field: str, where: str) -> str:

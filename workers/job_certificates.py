@@ -7,6 +7,7 @@ are kept in memory only.
 from __future__ import annotations
 
 import datetime
+import secrets
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -17,22 +18,26 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from memory_store.carriers.grpc_credentials import SHARD_NAME, Credentials
 
 TRAINER_NAME = "trainer.pkm"
+METRICS_NAME = "metrics.pkm"
 _VALID = datetime.timedelta(days=3650)  # longer than any job: its end ends them
 _CLOCKS_DIFFER = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class JobCertificates:
-    """For the shards, and for those who ask them."""
+    """For the shards, for those who ask them, and for the ports at which all processes serve their metrics."""
 
     shards: Credentials
     trainers: Credentials
+    metrics: Credentials
 
 
 def make_certificates() -> JobCertificates:
     """New ones, which no other job trusts."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a job of pkm")])
+    # Each has a name of its own: who trusts several (a Prometheus) looks for the one that has signed by its name.
+    own_name = f"a job of pkm, {secrets.token_hex(8)}"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, own_name)])
     authority = (
         _unsigned(name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -54,6 +59,7 @@ def make_certificates() -> JobCertificates:
     return JobCertificates(
         issue(SHARD_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
         issue(TRAINER_NAME, ExtendedKeyUsageOID.CLIENT_AUTH),
+        issue(METRICS_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
     )
 
 

@@ -11,6 +11,7 @@ gradients - ever sees it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -34,7 +35,8 @@ class MemoryLayer(nn.Module):
     After the backward pass the gradients of the rows are in the store: call `store.step` beside
     `optimizer.step`. `seed` decides the first weights and must differ between the layers of a model.
 
-    `track_access` counts accesses at the shards (for evaluation). `ablation` shows whether the memory
+    `track_access` counts accesses at the shards (for evaluation); `on_select` is told, while the layer trains, which rows
+    it selects, int64 `[T, heads, k]`. `ablation` shows whether the memory
     matters: "zero" puts its output to zero, "shuffle" reads other rows than were selected, the same ones
     every time.
     """
@@ -74,6 +76,7 @@ class MemoryLayer(nn.Module):
             )
         self.table, self.k = table, k
         self.track_access = False
+        self.on_select: Callable[[Tensor], None] | None = None
         self.ablation: Ablation = "none"
         generator = torch.Generator().manual_seed(seed)
         self.query_network = QueryNetwork(dim, heads, query_dim, query_network, query_norm, generator)
@@ -100,6 +103,8 @@ class MemoryLayer(nn.Module):
         if self.ablation == "zero":
             return lambda: torch.zeros_like(tokens)
         rows, scores = self.product_keys.select(self.query_network(tokens), self.k)
+        if self.on_select is not None and self.training:
+            self.on_select(rows)
         if self.ablation == "shuffle":
             rows = _permuted(rows, self.table.rows)
         weights = scores.softmax(-1)

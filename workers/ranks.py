@@ -5,6 +5,8 @@ Nothing is pickled: what ranks tell each other are tensors. With one trainer no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +19,12 @@ _SESSION_BYTES = 32
 
 @dataclass(frozen=True)
 class Ranks:
-    """This trainer's `rank` of `world`, and its device."""
+    """This trainer's `rank` of `world`, and its device; `waiting` is entered round every wait for the others."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def leads(self) -> bool:
@@ -31,14 +34,16 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all trainers."""
         if self.world > 1:
-            dist.barrier()
+            with self.waiting():
+                dist.barrier()
 
     def sum(self, *numbers: float) -> list[float]:
         """Sums over all trainers, in float64."""
         if self.world == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        with self.waiting():
+            dist.all_reduce(tensor)
         return [float(number) for number in tensor.tolist()]
 
     def from_leader(self, number: int) -> int:
@@ -46,7 +51,8 @@ class Ranks:
         if self.world == 1:
             return number
         tensor = torch.tensor([number], dtype=torch.int64, device=self.device)
-        dist.broadcast(tensor, 0)
+        with self.waiting():
+            dist.broadcast(tensor, 0)
         return int(tensor.item())
 
     def sender_from_leader(self, sender: Sender | None) -> Sender:

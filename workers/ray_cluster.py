@@ -1,7 +1,7 @@
 """The Ray on which a job runs: one started here for this process alone, or a cluster that it shares with other jobs.
 
-All processes of a job are in one placement group: first its shards, then its trainers, spread over the hosts. A job so has
-its whole place or none of it, and two jobs never wait for each other's half.
+All processes of a job are in one placement group: first its shards, then its trainers, spread over the hosts that take them
+(host_kinds.py). A job so has its whole place or none of it, and two jobs never wait for each other's half.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from memory_store.actor import shard_bundles
 from memory_store.errors import StoreError, UsageError
+from workers.host_kinds import hosts_for
 from workers.job_spec import JobSpec
 
 _OBJECT_STORE_BYTES = 100 << 20  # nothing that counts goes through it
@@ -87,8 +88,14 @@ def place(
     """
     bundles = shard_bundles(job.tables(), job.store.shards) if job.memory else []
     trainer = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
+    shards = len(bundles)
     bundles += [trainer] * job.train.trainers
-    place: PlacementGroup = placement_group(bundles, strategy="SPREAD", name=namespace)
+    place: PlacementGroup = placement_group(
+        bundles,
+        strategy="SPREAD",
+        name=namespace,
+        bundle_label_selector=[hosts_for("shards")] * shards + [hosts_for("trainers")] * job.train.trainers,
+    )
     deadline = time.monotonic() + timeout_s
     while not place.wait(_LOOK_S):
         if given_up():

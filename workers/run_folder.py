@@ -7,8 +7,10 @@ report.json      the figures of the finished run (report.py: Report)
 job.log          what the processes of the run printed, if a service runs it
 status.json      how far a job of a service is, outcome.json how it ended (job_status.py); shards.json how busy its shards are
 access-map.arrow how often each pair of sub-keys was used on held-out text
+training-map.arrow how often the last steps have read each (training_map.py)
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
+scrape/          where the processes of the job serve their metrics, while it runs (job_scrape.py)
 logs/            logs of the shards while the job runs, with store.durability "log" (memory_store/step_log.py)
 """
 
@@ -34,6 +36,7 @@ class RunFolder:
         self.events_path = self.path / "events.jsonl"
         self.report_path = self.path / "report.json"
         self.access_map_path = self.path / "access-map.arrow"
+        self.training_map_path = self.path / "training-map.arrow"
         self.beats_path = self.path / "beats"
         self.move_path = self.path / "move.json"
         self.log_path = self.path / "job.log"
@@ -43,6 +46,9 @@ class RunFolder:
         self.plots_path = self.path / "plots"
         self.cuts_path = self.path / "cuts"
         self.logs_path = self.path / "logs"
+        self.scrape_path = self.path / "scrape"
+        self.scrape_digest_path = self.scrape_path / "token.sha256"
+        self.scrape_authority_path = self.scrape_path / "authority.pem"
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
@@ -70,6 +76,11 @@ class RunFolder:
     def save_job(self, job: JobSpec) -> None:
         text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
         replace_file(self.job_path, text.encode())
+
+    def save_scrape_digest(self, digest: str) -> None:
+        """Keep the SHA-256 of the token with which the metrics of the job's processes may be read."""
+        self.scrape_path.mkdir(exist_ok=True)
+        replace_file(self.scrape_digest_path, digest.encode())
 
     def load_job(self) -> JobSpec:
         """The job of this run. Raises UsageError if there is none or it can't be read."""

@@ -1,8 +1,9 @@
 """One shard in a process of its own, without Ray: for calibration, and for test beds that place processes themselves.
 
-    python -m workers.shard_process SETTINGS        (a JSON object, see `ShardSettings`)
+    python -m workers.shard_process
 
-It prints its port on standard output, and serves until its standard input ends: so it never outlives its owner.
+It reads its settings, a JSON object (`ShardSettings`) with its secret, as a line of its standard input, prints its port on
+standard output, and serves until its standard input ends: so it never outlives its owner.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from memory_store.table_spec import TableSpec
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads and its log under `logs`."""
+    """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads, its log under `logs` and its
+    cuts in `cuts`, if given."""
 
     tables: Sequence[TableSpec]
     shards: int
@@ -38,6 +40,7 @@ class ShardSettings:
     threads: int = 1
     token: str = ""
     logs: str | None = None
+    cuts: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -55,12 +58,15 @@ class ShardProcess(AbstractContextManager["ShardProcess"]):
         threads = str(settings.threads)
         environment = {"NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
         self._process = subprocess.Popen(
-            [*launcher, sys.executable, "-m", "workers.shard_process", settings.to_json()],
+            [*launcher, sys.executable, "-m", "workers.shard_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._host = settings.host
+        assert self._process.stdin is not None
+        self._process.stdin.write(settings.to_json().encode() + b"\n")
+        self._process.stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -99,6 +105,7 @@ def serve(settings: ShardSettings) -> None:
         settings.shard,
         secrets.token_hex(8),
         Path(settings.logs) if settings.logs is not None else None,
+        Path(settings.cuts) if settings.cuts is not None else None,
     )
     server = ShardServer(host, f"{settings.host}:0", settings.token)
     print(server.port, flush=True)
@@ -107,4 +114,4 @@ def serve(settings: ShardSettings) -> None:
 
 
 if __name__ == "__main__":
-    serve(ShardSettings.from_json(sys.argv[1]))
+    serve(ShardSettings.from_json(sys.stdin.readline()))

@@ -14,7 +14,8 @@ import numpy as np
 
 from memory_store.errors import UsageError
 
-SPLITS = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 SplitBy = Literal["documents", "position"]
 
 
@@ -27,7 +28,7 @@ def split_ranges(
         test = min(int(total * (1 - test_share)), total - 1)
         validation = min(int(test - total * validation_share), test - 1)
         return "position", _ranges(validation, test, total)
-    begins = np.cumsum([0, *lengths[:-1]])
+    begins = np.cumsum(lengths) - lengths
 
     def last_begin(until: float, first: int, last: int) -> int:
         """The last document, of those from `first` to `last`, that begins at character `until` or before."""

@@ -77,10 +77,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"it is no tokenizer ({error})") from None
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
-    """Yield the tokens of all texts, an end of text after each, as arrays [T] of some length T."""
-    # No text has an empty piece, so one can mark the end of each.
-    marked = (piece for text in texts for piece in (*pieces(text), ""))
+def marked_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The pieces of all texts, in order, and an empty one after each text; no piece of a text is empty."""
+    return (piece for text in texts for piece in (*pieces(text), ""))
+
+
+def encode_pieces(tokenizer: Tokenizer, marked: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+    """Yield the tokens of marked pieces, an end of text for each empty one, as arrays [T] of some length T."""
+    marked = iter(marked)
     while batch := list(islice(marked, _PIECES_AT_ONCE)):
         tokens: list[int] = []
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):

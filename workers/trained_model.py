@@ -14,6 +14,7 @@ from memory_store.opening import in_process_store
 from workers.corpus import Corpus, open_corpus
 from workers.job_spec import JobSpec
 from workers.run_folder import RunFolder
+from workers.splits import HELD_OUT
 from workers.training import build_model
 from workers.training_cut import latest_cut, restore_tables, restore_weights
 from workers.transformer import Transformer
@@ -34,7 +35,7 @@ def load_trained_model(run: RunFolder) -> TrainedModel:
     """Load the newest cut of a run. Raises UsageError if it is no run, CutError if it has no sound cut."""
     job = run.load_job()
     folder = latest_cut(run.cuts_path)
-    corpus = open_corpus(job.data.corpus)
+    corpus = open_corpus(job.data.corpus, HELD_OUT)
     store = in_process_store(job.tables(), lookup="auto") if job.memory else None
     model = build_model(job, corpus, store, torch.device("cpu"))
     step = restore_weights(folder, model)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import torch
 
 from memory_store.actor import ShardGroup
 from memory_store.client import StoreClient
-from memory_store.cuts import complete_cuts, cut_step
+from memory_store.cuts import cut_step
 from memory_store.durable_files import replace_file
 from memory_store.errors import (
     CutError,
@@ -34,8 +34,15 @@ from memory_store.errors import (
     UsageError,
     error_named,
 )
+from memory_store.metrics_port import Scrape
+from memory_store.opening import in_process_store
+from memory_store.shard_metrics import ShardMetrics
+from workers.attempts import ATTEMPTS, ATTEMPTS_IN_VAIN_MAX, count_attempt
 from workers.events import count_events, read_events, tell
 from workers.heartbeat import At, Heartbeat, unnoticed
+from workers.job_certificates import JobCertificates, make_certificates
+from workers.job_metrics import JobMetrics
+from workers.job_scrape import driver_served, forget_processes, host_of, job_scrape
 from workers.job_spec import JobSpec
 from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
@@ -43,16 +50,14 @@ from workers.preflight import check_corpus, check_job
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, Progress, Report, last_record, last_records, read_records
 from workers.run_folder import RunFolder
-from workers.table_placement import store_in_process
+from workers.trainer_metrics import TrainerMetrics, in_place_metrics
 from workers.training import Trainer
 from workers.training_cut import latest_cut
 
 _POLL_S = 0.5
 _RECENT_LINES = 40
-ATTEMPTS_IN_VAIN_MAX = 5
 _PLACE_TIMEOUT_S = 120.0
 _EVALUATION = "evaluation.json"
-_ATTEMPTS = "attempts.json"
 
 # These would only come again after a restart.
 _FINAL_ERRORS = (UsageError, CutError, NonFiniteGradientError)
@@ -90,14 +95,22 @@ def train(
         check_corpus(job)
     if resume:
         latest_cut(run.cuts_path)
-    on_progress(Progress("starting", 0, job.train.steps))
+    made = make_certificates() if cluster is not None else None
+    scrape = job_scrape(run, made.metrics if made else None)
+    metrics = JobMetrics(job.train.steps, run)
+
+    def tell_progress(progress: Progress) -> None:
+        metrics.progressed(progress)
+        on_progress(progress)
+
+    tell_progress(Progress("starting", 0, job.train.steps))
     run.failure_path.unlink(missing_ok=True)
-    with _reporting(job, run, on_progress):
+    with driver_served(run, scrape, metrics.registry), _reporting(job, run, tell_progress):
         if job.store.carrier == "in_process":
-            outcome = _train_here(job, run)
+            outcome = _train_here(job, run, metrics)
         else:
             while (
-                outcome := _train_on_ray(job, run, cluster, on_progress)
+                outcome := _train_on_ray(job, run, cluster, tell_progress, metrics, scrape, made)
             ) is None and not run.halt_path.exists():
                 job = _after_move(job, run, cluster)
     if outcome is None:
@@ -110,18 +123,28 @@ def train(
 # ---- in this process ---------------------------------------------------------------------------------------------
 
 
-def _train_here(job: JobSpec, run: RunFolder) -> _Outcome | None:
-    device = _device(job)
-    store = store_in_process(job, device) if job.memory else None
-    return _run_trainer(job, run, Ranks(device=device), store)
+def _train_here(job: JobSpec, run: RunFolder, metrics: JobMetrics) -> _Outcome | None:
+    counted = TrainerMetrics(metrics.registry, job.train.batch_tokens)
+    store = None
+    if job.memory:
+        shards = ShardMetrics(metrics.registry, "in_process")
+        store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup, metrics=shards)
+    return _run_trainer(job, run, Ranks(device=_device(job)), store, counted)
 
 
 def _run_trainer(
-    job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+    job: JobSpec,
+    run: RunFolder,
+    ranks: Ranks,
+    store: StoreClient | None,
+    counted: TrainerMetrics,
+    at: At = unnoticed,
 ) -> _Outcome | None:
+    if store is not None:
+        store.waiting = counted.stall("shard")
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(ranks.device.type == "cpu")
-    trainer = Trainer(job, run, ranks, store, at)
+    trainer = Trainer(job, run, ranks, store, at, counted)
     evaluation = trainer.train()
     if evaluation is None:
         return None
@@ -138,14 +161,19 @@ def _device(job: JobSpec) -> torch.device:
 
 
 def _train_on_ray(
-    job: JobSpec, run: RunFolder, cluster: str | None, on_progress: Callable[[Progress], None]
+    job: JobSpec,
+    run: RunFolder,
+    cluster: str | None,
+    on_progress: Callable[[Progress], None],
+    metrics: JobMetrics,
+    scrape: Scrape,
+    made: JobCertificates | None,
 ) -> _Outcome | None:
     """Train to the end, or (None) until the job is to stop, or to have other shards or trainers."""
     from ray.util.placement_group import remove_placement_group
 
     from memory_store.actor import NAMESPACE, start_shards
     from workers import ray_cluster
-    from workers.job_certificates import make_certificates
     from workers.shard_loads import LoadWatch
     from workers.trainer_actors import run_trainers
     from workers.watch import Watch
@@ -155,7 +183,7 @@ def _train_on_ray(
         ray_cluster.check_room(ray_cluster.processes(job))
     elif not ray.is_initialized():
         ray_cluster.join_cluster(cluster)
-    for leftover in (run.path / _ATTEMPTS, run.path / _EVALUATION):
+    for leftover in (run.path / ATTEMPTS, run.path / _EVALUATION):
         leftover.unlink(missing_ok=True)
     # A log serves the shards of one start of the job: what was before is in the cuts.
     shutil.rmtree(run.logs_path, ignore_errors=True)
@@ -180,7 +208,6 @@ def _train_on_ray(
     try:
         if job.memory:
             logs = run.logs_path if job.store.durability == "log" else None
-            made = make_certificates() if cluster is not None else None
             shards = start_shards(
                 job.name,
                 job.tables(),
@@ -188,7 +215,9 @@ def _train_on_ray(
                 place,
                 namespace=namespace,
                 logs=logs,
+                cuts=run.cuts_path,
                 credentials=(made.shards, made.trainers) if made else None,
+                scrape=scrape,
             )
         group = shards.group if shards else None
         watch = Watch(
@@ -196,12 +225,13 @@ def _train_on_ray(
             run.beats_path,
             job.train.silent_after,
             lambda what: tell(run.events_path, "silent", _last_step(run), what),
+            metrics.shard_restarts.inc,
         )
         if group is not None and cluster is not None:
             loads = LoadWatch(group, run.path)
         threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
         run_trainers(
-            partial(_train_worker, job.model_dump_json(), str(run.path), group),
+            partial(_train_worker, job.model_dump_json(), str(run.path), group, scrape),
             job.train.trainers,
             place,
             gpus=gpus,
@@ -219,6 +249,7 @@ def _train_on_ray(
         if shards is not None:
             shards.stop()
         remove_placement_group(place)
+        forget_processes(run, "shard", "trainer")
         for leftover in (run.logs_path, run.beats_path):
             shutil.rmtree(leftover, ignore_errors=True)
     if run.failure_path.is_file():
@@ -256,21 +287,27 @@ def _last_step(run: RunFolder) -> int:
     return record.step if record is not None else 0
 
 
-def _train_worker(job_text: str, run_path: str, group: ShardGroup | None, ranks: Ranks) -> None:
+def _train_worker(
+    job_text: str, run_path: str, group: ShardGroup | None, scrape: Scrape, ranks: Ranks
+) -> None:
     """What each trainer process runs; again in a new process after a failure."""
     job = JobSpec.model_validate_json(job_text)
     run = RunFolder(Path(run_path))
     if run.failure_path.exists():
         return
+    counted = TrainerMetrics(tokens=job.train.batch_tokens // ranks.world)
+    ranks = replace(ranks, waiting=counted.stall("barrier"))
+    scrape.serve(counted.registry, host_of(scrape), "trainer", ranks.rank)
     heartbeat = Heartbeat(run.beats_path, ranks.rank, ray.get_runtime_context().get_node_id())
-    attempts = _count_attempt(run) if ranks.leads else None
+    attempts = count_attempt(run) if ranks.leads else None
     try:
         store = None
         if group is not None:
             store = group.connect(
                 lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
             )
-        outcome = _run_trainer(job, run, ranks, store, heartbeat.at)
+            store.on_read_in_place = in_place_metrics(counted).read_in_place
+        outcome = _run_trainer(job, run, ranks, store, counted, heartbeat.at)
     except Exception as error:
         if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):
             failure = {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
@@ -287,30 +324,6 @@ def _train_worker(job_text: str, run_path: str, group: ShardGroup | None, ranks:
             "dense_parameters": outcome.dense_parameters,
         }
         replace_file(run.path / _EVALUATION, json.dumps(done).encode())
-
-
-@dataclass(frozen=True)
-class _Attempts:
-    """How often the trainers have started, and how often in a row without a new cut."""
-
-    count: int
-    in_vain: int
-    step: int
-
-
-def _count_attempt(run: RunFolder) -> _Attempts:
-    path = run.path / _ATTEMPTS
-    before = _Attempts(**json.loads(path.read_text())) if path.is_file() else _Attempts(0, 0, 0)
-    cuts = complete_cuts(run.cuts_path)
-    step = cut_step(cuts[-1]) if cuts else 0
-    in_vain = before.in_vain + 1 if before.count and step == before.step else 0
-    attempts = _Attempts(before.count + 1, in_vain, step)
-    if before.count:
-        tell(
-            run.events_path, "restart", step, f"The trainers were started again, from the cut of step {step}."
-        )
-    replace_file(path, json.dumps(vars(attempts)).encode())
-    return attempts
 
 
 # ---- telling -----------------------------------------------------------------------------------------------------

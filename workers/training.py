@@ -31,14 +31,16 @@ from workers.events import tell
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
+from workers.memory_layer import MemoryLayer
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
-from workers.table_placement import placed_tables
+from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
+from workers.training_map import TrainingMap
 from workers.transformer import Transformer
 
 MAP_SIDE_MAX = 512
@@ -61,7 +63,7 @@ class _Loss(nn.Module):
 
 def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
     """The job's model with its first weights, its memory layers reading the tables of `store`."""
-    tables = placed_tables(job, store, device) if store is not None else {}
+    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
     model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
     return model.to(device)
 
@@ -70,9 +72,16 @@ class Trainer:
     """One trainer of a job; see the module."""
 
     def __init__(
-        self, job: JobSpec, run: RunFolder, ranks: Ranks, store: StoreClient | None, at: At = unnoticed
+        self,
+        job: JobSpec,
+        run: RunFolder,
+        ranks: Ranks,
+        store: StoreClient | None,
+        at: At = unnoticed,
+        counted: TrainerMetrics | None = None,
     ) -> None:
         self.at = at
+        self.counted = counted or TrainerMetrics()
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
@@ -85,7 +94,9 @@ class Trainer:
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
         self.metrics = MetricsLog(run.metrics_path)
-        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at)
+        on_cut = self.counted.cut_seconds.observe
+        self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
+        self.training_map: TrainingMap | None = None
         self.step = 0
         self._skipped_in_a_row = 0
         self._stop_wanted = False
@@ -103,10 +114,13 @@ class Trainer:
         train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
             record = self.train_step()
+            self.counted.stepped(record)
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
             if ranks.leads:
                 self.metrics.append(record)
+                if self.training_map is not None:
+                    self.training_map.end_of_step(self.step, last=self.step == train.steps)
                 self._end_pause()
             if self._stop_wanted and self.step < train.steps and self._cut_to_stop():
                 return None
@@ -133,9 +147,16 @@ class Trainer:
             store.initialise()
         if ranks.leads:
             forget_after(self.run.metrics_path, self.step)
+            self.training_map = self._new_map()
         ranks.barrier()
         if store is not None:
             store.version = self.step
+
+    def _new_map(self) -> TrainingMap | None:
+        layers = [module for module in self.model.modules() if isinstance(module, MemoryLayer)]
+        if self.job.memory is None or not layers:
+            return None
+        return TrainingMap(self.run.training_map_path, layers, self.job.memory.sub_keys, self.step)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -150,7 +171,8 @@ class Trainer:
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
-            inputs, targets = self._batch(micro)
+            with self.counted.stall("data")():
+                inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
                 loss = self.parallel(inputs, targets) / train.gradient_accumulation
@@ -304,6 +326,7 @@ class Trainer:
             on_batch=on_batch,
         )
         self.at(self.step, WAITING, "what follows the evaluation")
+        self.counted.evaluated(report)
         return report
 
     def _with_validation(self, record: StepRecord) -> StepRecord:

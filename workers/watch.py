@@ -32,14 +32,21 @@ _log = logging.getLogger(__name__)
 class Watch:
     """Watches the `shards` of a job, and its trainers by what they leave in `beats`, in a thread of its own until `stop`.
 
-    `tell(message)` is told what was found, before it is ended.
+    `tell(message)` is told what was found, before it is ended; `on_restart` is called for every shard that was started again.
     """
 
     def __init__(
-        self, shards: ShardGroup | None, beats: Path, silent_after: float, tell: Callable[[str], None]
+        self,
+        shards: ShardGroup | None,
+        beats: Path,
+        silent_after: float,
+        tell: Callable[[str], None],
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._shards, self._beats, self._silent_after, self._tell = shards, beats, silent_after, tell
+        self._on_restart = on_restart
         self._bindings: dict[int, ShardBinding] = {}
+        self._incarnations: dict[int, str] = {}
         self._heard: dict[int, float] = {}
         self._trainers = TrainerWatch(silent_after)
         self._stopped = threading.Event()
@@ -71,12 +78,15 @@ class Watch:
         binding = self._bindings.get(shard)
         if binding is None:
             try:
-                self._bindings[shard] = group.binding(shard, _EVERY_S)
+                binding = self._bindings[shard] = group.binding(shard, _EVERY_S)
+                if self._incarnations.get(shard, binding.incarnation) != binding.incarnation:
+                    self._on_restart()
+                self._incarnations[shard] = binding.incarnation
                 self._heard[shard] = time.monotonic()
             except StoreError:
                 pass  # being started again, which is Ray's business
             return False
-        sign = sign_of_life(binding.address, _EVERY_S, group.credentials)
+        sign = sign_of_life(binding.address, _EVERY_S, group.token, group.credentials)
         now = time.monotonic()
         if sign == Sign.ALIVE:
             self._heard[shard] = now

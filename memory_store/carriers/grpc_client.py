@@ -10,7 +10,8 @@ from grpc.experimental import ChannelOptions
 
 from memory_store import messages as m
 from memory_store.carriers.grpc_credentials import Credentials, open_channel
-from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD, TOKEN_KEY
+from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD
+from memory_store.carriers.grpc_sign_of_life import TOKEN_KEY
 from memory_store.errors import ShardUnreachableError, StoreError
 from memory_store.reused_memory import keep_freed_memory
 from memory_store.wire import Terms, frames, raised, read_frames

@@ -9,6 +9,7 @@ import grpc
 from memory_store.carriers.grpc_credentials import Credentials, open_channel
 
 ALIVE_METHOD = "/pkm.store.v1.ShardService/Alive"
+TOKEN_KEY = "pkm-token"
 
 
 class Sign(Enum):
@@ -19,17 +20,12 @@ class Sign(Enum):
     GONE = "gone"
 
 
-def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-    """The shard's part: nothing is asked and nothing is told."""
-    return b""
-
-
-def sign_of_life(address: str, timeout_s: float, credentials: Credentials | None = None) -> Sign:
+def sign_of_life(address: str, timeout_s: float, token: str, credentials: Credentials | None = None) -> Sign:
     """Ask the shard at `address` (host:port), over a connection of its own."""
     with open_channel(address, [("grpc.use_local_subchannel_pool", 1)], credentials) as channel:
         try:
             ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ALIVE_METHOD)
-            ask(b"", timeout=timeout_s)
+            ask(b"", timeout=timeout_s, metadata=((TOKEN_KEY, token),))
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:

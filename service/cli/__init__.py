@@ -17,6 +17,7 @@ import typer
 from service.cli import jobs
 from service.cli.config import config
 from service.cli.data import data
+from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.failures import CommandGroup
@@ -27,6 +28,7 @@ from service.cli.reshard import reshard
 from service.cli.serve import serve
 from service.cli.submit import submit
 from service.cli.train import train
+from service.cli.ui import ui
 
 app = typer.Typer(
     name="pkm",
@@ -52,13 +54,15 @@ app.command("pause", epilog="Example: pkm pause k3f")(jobs.pause)
 app.command("resume", epilog="Example: pkm resume k3f")(jobs.resume)
 app.command("cuts", epilog="Example: pkm cuts k3f -o json")(jobs.cuts)
 app.command("top", epilog="Example: pkm top")(jobs.top)
+app.command("ui", epilog="Example: pkm ui --no-browser")(ui)
+app.command("doctor", epilog="Example: pkm doctor --cluster -o json")(doctor)
 app.command("plan", epilog="Example: pkm plan job.yaml --shards 16 --trainers 4 --network 25Gbit")(plan)
 app.command("eval", epilog="Example: pkm eval runs/quickstart --json")(evaluate)
 app.command("generate", epilog='Example: pkm generate runs/quickstart --prompt "My fellow citizens"')(
     generate
 )
 app.command("inspect", epilog="Example: pkm inspect runs/quickstart --picture accesses.png")(inspect)
-app.command("export", epilog="Example: pkm export runs/quickstart model.safetensors --dtype bfloat16")(export)
+app.command("export", epilog="Example: pkm export runs/quickstart model --table int8 --measure")(export)
 app.add_typer(config, name="config")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 DONE, JOB_FAILED, NOT_FINISHED, CANCELLED, TIMED_OUT, DETACHED = 0, 100, 101, 103, 124, 130
 _COMPLETION_S = 0.3
-_COMPLETED_JOBS = 50
+_COMPLETED_JOBS, _COMPLETED_OF = 50, 500
 
 Output = Literal["table", "json"]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How standard output shows the answer.")]
@@ -35,28 +37,27 @@ ServerOption = Annotated[
 
 
 def complete_job(incomplete: str) -> list[tuple[str, str]]:
-    """The newest jobs whose id begins so, each with its name and state; none if the service does not answer at once."""
+    """The newest jobs whose name or id begins so, each with its state; a name only if no other of them has it. None if the
+    service does not answer at once."""
     try:
         from service.profile import open_client
 
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         with open_client(None, timeout_s=_COMPLETION_S) as client:
-            found = []
-            for job in client.list():
-                if job.id.startswith(incomplete):
-                    found.append((job.id, f"{job.name}, {job.state}"))
-                if len(found) == _COMPLETED_JOBS:
-                    break
-            return found
+            jobs = list(islice(client.list(), _COMPLETED_OF))
     except Exception:  # whatever is wrong, the command itself will say it
         return []
+    named = Counter(job.name for job in jobs)
+    names = [(job.name, f"{job.id}, {job.state}") for job in jobs if named[job.name] == 1]
+    ids = [(job.id, f"{job.name}, {job.state}") for job in jobs]
+    return [offer for offer in (*names, *ids) if offer[0].startswith(incomplete)][:_COMPLETED_JOBS]
 
 
 JobId = Annotated[
     str,
     typer.Argument(
         metavar="JOB",
-        help="Id of a job, or its beginning.",
+        help="Id of a job or its beginning, or its name.",
         autocompletion=complete_job,
         show_default=False,
     ),

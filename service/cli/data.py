@@ -19,7 +19,9 @@ def prepare(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILES...", help="Text: .txt, .jsonl, .jsonl.gz or .parquet.", show_default=False
+            metavar="FILES...",
+            help="Text: .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet.",
+            show_default=False,
         ),
     ],
     vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary.", show_default=False)],
@@ -29,12 +31,17 @@ def prepare(
     ] = "text",
     validation_share: Annotated[float, typer.Option(help="Share of the text for validation.")] = 0.02,
     test_share: Annotated[float, typer.Option(help="Share of the text for the final test.")] = 0.04,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that encode; by default one a core.", show_default=False),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Turn text into a corpus: a byte-pair tokenizer and the tokens of three splits.
 
     The last documents are held out, whole, for validation and test; the tokenizer learns from the rest.
-    Preparing the same files with the same settings again does nothing.
+    Preparing the same files with the same settings again does nothing; what was stopped or killed goes on.
+    Text streams through, so files may be larger than memory.
     """
     from rich.progress import Progress as Bar
 
@@ -56,6 +63,7 @@ def prepare(
             text_column=text_column,
             validation_share=validation_share,
             test_share=test_share,
+            processes=processes,
             on_progress=show,
         )
     if json:

@@ -7,20 +7,27 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli.arguments import TrainedRun, trained_run
+from service.cli.asking import OutputOption, ServerOption
 from service.cli.output import JsonOption, data_only, print_figures, print_json, share
 
 Split = Annotated[Literal["test", "validation"], typer.Option(help="Held-out text to read.")]
 
 
-def evaluate(run: TrainedRun, split: Split = "test", json: JsonOption = False) -> None:
+def evaluate(
+    run: TrainedRun,
+    split: Split = "test",
+    server: ServerOption = None,
+    output: OutputOption = "table",
+    json: JsonOption = False,
+) -> None:
     """Evaluate the last cut of a run on held-out text."""
     from workers.evaluation import evaluate as evaluate_model
     from workers.trained_model import load_trained_model
 
     with data_only():
-        trained = load_trained_model(trained_run(run))
+        trained = load_trained_model(trained_run(run, server))
         report = evaluate_model(trained.model, trained.store, trained.corpus, trained.job, split)
-    if json:
+    if json or output == "json":
         print_json(report)
         return
     figures = {f"{split} perplexity": f"{report.perplexity:.2f}", f"{split} tokens": f"{report.tokens:,}"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.arguments import TrainedRun, trained_run
+from service.cli.asking import OutputOption, ServerOption
 from service.cli.evaluate import Split
 from service.cli.output import JsonOption, data_only, print_figures, print_json, share
 
@@ -26,6 +27,8 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw the access map as a picture.", show_default=False),
     ] = None,
+    server: ServerOption = None,
+    output: OutputOption = "table",
     json: JsonOption = False,
 ) -> None:
     """Show usage, KL to uniform, dead slots and the access map of the last cut of a run."""
@@ -38,9 +41,9 @@ def inspect(
     from workers.inspection import draw_inspection, inspect_run
 
     with data_only():
-        inspection = inspect_run(trained_run(run), split)
+        inspection = inspect_run(trained_run(run, server), split)
         pictures = draw_inspection(inspection, picture) if picture else []
-    if json:
+    if json or output == "json":
         tables = {
             table.name: asdict(table.access) | {"dead_slots": table.access.dead_slots}
             for table in inspection.tables

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.arguments import TrainedRun
-from service.cli.asking import ServerOption, ask
+from service.cli.arguments import TrainedRun, names_job
+from service.cli.asking import OutputOption, ServerOption, ask
 from service.cli.output import JsonOption, print_figures, print_json
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def reshard(
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait until it has moved.")] = 600.0,
     server: ServerOption = None,
+    output: OutputOption = "table",
     json: JsonOption = False,
 ) -> None:
     """Move a running job to other numbers of shards and trainers, and wait until it trains there."""
     from memory_store.errors import UsageError
-    from service.jobs.database import looks_like_id
 
     if shards is None and trainers is None:
         raise UsageError("Say where to: --shards N, --trainers N, or both.")
-    if not run.exists() and looks_like_id(str(run)):
+    if not run.exists() and names_job(run):
         with ask(server) as client:
             moved = client.reshard(str(run), shards, trainers, timeout)
     else:
         moved = _move_here(run, shards, trainers, timeout)
-    if json:
+    if json or output == "json":
         print_json(moved)
     else:
         print_figures(

@@ -26,6 +26,9 @@ def serve(
         str, typer.Option(help="Address to answer on; any but this machine's own needs TLS and tokens.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to answer on; 0 for any.")] = 7070,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page (pkm ui), on the same address; 0 for any.")
+    ] = 7071,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -62,6 +65,15 @@ def serve(
     key: Annotated[
         Path | None, typer.Option(help="Key of the certificate, in PEM.", show_default=False)
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for Prometheus: /metrics, and /targets for those of jobs; none unless given.",
+            show_default=False,
+        ),
+    ] = None,
     end_ray: Annotated[
         bool,
         typer.Option("--end-ray", help="End the Ray that was started for FOLDER, and its jobs; then stop."),
@@ -70,6 +82,7 @@ def serve(
     """Take jobs and run them on a Ray cluster, until Ctrl-C. Jobs go on after that."""
     import logging
 
+    from memory_store.durable_files import replace_file
     from memory_store.errors import UsageError
     from service.jobs import ray_head
     from service.jobs.folder import ServiceFolder
@@ -97,20 +110,24 @@ def serve(
         folder=files,
         host=host,
         port=port,
+        page_port=http_port,
         tokens=_tokens(files, tokens),
         quotas=Quotas.read(quotas) if quotas is not None else Quotas(),
         certificate=Certificate(certificate, key) if certificate is not None and key is not None else None,
+        metrics_port=metrics_port,
     )
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
     logging.getLogger("ray").setLevel(logging.WARNING)
 
-    def ready(bound: int) -> None:
+    def ready(bound: int, page: int) -> None:
+        scheme, name = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
+        replace_file(files.page, f"{scheme}://{name}:{page}\n".encode())
         console.print(
             f"pkm serves on {host}:{bound}; files are in {files.path}", markup=False, soft_wrap=True
         )
-        console.print("Next: pkm submit JOB.yaml    pkm list    pkm watch JOB", markup=False)
+        console.print("Next: pkm submit JOB.yaml    pkm list    pkm watch JOB    pkm ui", markup=False)
 
     serve_jobs(settings, lambda: _dashboard(files, ray_dashboard, cpus), ready)
     console.print("The service has ended; jobs go on. End them too with: pkm serve --end-ray", markup=False)

@@ -19,13 +19,15 @@ from memory_store.errors import PkmError, UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.asks import Asks
 from service.jobs.cluster import ClusterUnreachableError
+from service.jobs.cut_files import CutFiles
 from service.jobs.database import JobDatabase
-from service.jobs.demand import Resources
+from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
 from service.jobs.submissions import Submissions
 from service.jobs.tokens import Tokens
+from service.jobs.turns import Turns
 from service.jobs.views import Views
 from service.jobs.watchers import Watchers
 
@@ -53,26 +55,30 @@ class JobApi:
         database: JobDatabase,
         tokens: Tokens,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas | None = None,
     ) -> None:
         self._tokens, self._watchers = tokens, Watchers()
-        submissions = Submissions(database, folders, hosts, quotas or Quotas())
-        asks = Asks(database)
-        views = Views(database, folders, hosts, self._watchers)
+        turns = Turns()
+        submissions = Submissions(database, folders, hosts, quotas or Quotas(), turns)
+        self.asks = Asks(database, turns)
+        self.views = Views(database, folders, hosts, self._watchers, turns)
+        cut_files = CutFiles(database, folders, turns)
         self._calls: dict[str, Callable[[Any, str], Any]] = {
             "Submit": submissions.submit,
             "Reshard": submissions.reshard,
-            "Cancel": asks.cancel,
-            "Pause": asks.pause,
-            "Resume": asks.resume,
-            "Get": views.get,
-            "List": views.page,
-            "Watch": views.watch,
-            "Logs": views.logs,
-            "Metrics": views.metrics,
-            "Cuts": views.cuts,
-            "Cluster": views.cluster,
+            "Cancel": self.asks.cancel,
+            "Pause": self.asks.pause,
+            "Resume": self.asks.resume,
+            "Get": self.views.get,
+            "List": self.views.page,
+            "Watch": self.views.watch,
+            "Logs": self.views.logs,
+            "Metrics": self.views.metrics,
+            "Cuts": self.views.cuts,
+            "Cluster": self.views.cluster,
+            "CutFiles": cut_files.names,
+            "ReadCutFile": cut_files.read,
         }
         self._streams: Counter[str] = Counter()
         database.on_change = self._watchers.changed
@@ -130,7 +136,7 @@ class JobApi:
 
     def _tenant(self, context: _Context) -> str:
         tenant = self._tokens.tenant_of(context.invocation_metadata() or ())
-        if tenant is None:  # the server's door (server.py) has let nobody in without a token
+        if tenant is None:  # the server's door (door.py) has let nobody in without a token
             raise PermissionError("a call without a tenant")
         return tenant
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import JobDatabase, KeptJob
+from service.jobs.turns import Turns
 from service.jobs.wire import job_message
 
 _REASON_MAX = 500
@@ -16,8 +16,8 @@ _REASON_MAX = 500
 class Asks:
     """Notes in the database what is wanted of a job; the runner sees to it."""
 
-    def __init__(self, database: JobDatabase) -> None:
-        self._database = database
+    def __init__(self, database: JobDatabase, turns: Turns) -> None:
+        self._database, self._turns = database, turns
 
     async def cancel(self, request: pb.AskRequest, tenant: str) -> pb.Job:
         return await self._ask(request, tenant, self._database.cancel)
@@ -37,4 +37,4 @@ class Asks:
         def find_and_ask() -> KeptJob:
             return ask(self._database.find(tenant, request.id).id, request.reason)
 
-        return job_message(await asyncio.to_thread(find_and_ask))
+        return job_message(await self._turns.take(tenant, find_and_ask))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memory_store.errors import StoreError
-from service.jobs.demand import Resources
+from service.jobs.demand import Host, Resources
+from workers.host_kinds import HOSTS_LABEL, Kind, hosts_for
 
 _HOSTS_EVERY_S = 5.0
 _TIMEOUT_S = 10
@@ -39,7 +40,7 @@ class ClusterUnreachableError(StoreError):
 class Cluster(Protocol):
     """Where jobs run. Every method raises ClusterUnreachableError if nothing is known."""
 
-    def hosts(self) -> Sequence[Resources]:
+    def hosts(self) -> Sequence[Host]:
         """What each living host has, taken or free."""
         ...
 
@@ -59,10 +60,10 @@ class RayCluster:
 
     def __init__(self, dashboard: str) -> None:
         self._dashboard = dashboard
-        self._hosts: list[Resources] = []
+        self._hosts: list[Host] = []
         self._hosts_until = 0.0
 
-    def hosts(self) -> Sequence[Resources]:
+    def hosts(self) -> Sequence[Host]:
         from ray.util.state import list_nodes
 
         if time.monotonic() >= self._hosts_until:
@@ -71,10 +72,11 @@ class RayCluster:
             except Exception as error:
                 raise _unreachable(error) from error
             self._hosts = [
-                Resources(
+                Host(
                     cpus=node.resources_total.get("CPU", 0),
                     gpus=node.resources_total.get("GPU", 0),
                     memory_bytes=int(node.resources_total.get("memory", 0)),
+                    kept_for=_kind(node.labels.get(HOSTS_LABEL)),
                 )
                 for node in nodes
                 if node.state == "ALIVE" and node.resources_total
@@ -94,6 +96,7 @@ class RayCluster:
                 entrypoint_num_cpus=alone.cpus if alone else None,
                 entrypoint_num_gpus=alone.gpus if alone else None,
                 entrypoint_memory=alone.memory_bytes if alone else None,
+                entrypoint_label_selector=hosts_for("trainers") if alone else None,
             )
         except Exception as error:
             raise _unreachable(error) from error
@@ -115,6 +118,11 @@ class RayCluster:
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(self._dashboard)
+
+
+def _kind(label: str | None) -> Kind | None:
+    kinds: dict[str | None, Kind] = {"shards": "shards", "trainers": "trainers"}
+    return kinds.get(label)
 
 
 def _state(status: str) -> ProcessState:

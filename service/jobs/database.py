@@ -182,27 +182,32 @@ class JobDatabase:
         """The job of this id. Raises NoSuchJobError."""
         return self._find(self._reader(), job_id)
 
-    def find(self, tenant: str, beginning: str) -> KeptJob:
-        """The only job of a tenant whose id begins so.
+    def find(self, tenant: str, given: str) -> KeptJob:
+        """The only job of a tenant whose id begins so, or whose name this is.
 
         Raises NoSuchJobError if there is none, UsageError if there are several.
         """
-        after_all = beginning + "~"  # sorts behind every letter of an id
-        rows = self._reader().execute(
+        after_all = given + "~"  # sorts behind every letter of an id
+        begin_so = self._reader().execute(
             # The plus keeps SQLite from going through all jobs of the tenant.
             f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? AND +tenant = ? ORDER BY id LIMIT ?",
-            (beginning, after_all, tenant, _ALIKE_SHOWN + 1),
+            (given, after_all, tenant, _ALIKE_SHOWN + 1),
         )
-        found = [_job_of(row) for row in rows] if beginning else []
+        named_so = self._page(tenant, None, given, None, _ALIKE_SHOWN + 1)
+        found = {job.id: job for job in map(_job_of, (*begin_so, *named_so))} if given else {}
+        if given in found:
+            return found[given]
         if not found:
             raise NoSuchJobError(
-                f"There is no job {beginning!r}; give the id of one of your jobs, or its beginning: pkm list."
+                f"There is no job {given!r}; give the id of one of your jobs, its beginning, or a name: pkm list."
             )
         if len(found) > 1:
-            alike = ", ".join(job.id for job in found[:_ALIKE_SHOWN])
+            alike = ", ".join(list(found)[:_ALIKE_SHOWN])
             more = ", ..." if len(found) > _ALIKE_SHOWN else ""
-            raise UsageError(f"Several jobs begin with {beginning!r}: {alike}{more}; give more of the id.")
-        return found[0]
+            raise UsageError(
+                f"Several jobs have an id that begins with {given!r}, or that name: {alike}{more}; give more of the id."
+            )
+        return next(iter(found.values()))
 
     def newest(
         self,
@@ -346,11 +351,6 @@ def _lock(path: Path) -> int:
             f"Another service works with {path}; stop it first, or give this one a folder of its own."
         ) from None
     return lock
-
-
-def looks_like_id(text: str) -> bool:
-    """Whether this could be the id of a job, or its beginning."""
-    return 0 < len(text) <= ID_LENGTH and set(text) <= set(_ID_LETTERS)
 
 
 def _new_id() -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memory_store.table import PROCESS_BYTES
 from service.jobs.errors import NeverFitsError
+from workers.host_kinds import Kind
 from workers.job_spec import JobSpec
 from workers.plan import shard_bytes
 
@@ -26,19 +27,30 @@ class Resources(BaseModel):
     def room_for(self, process: Resources) -> int:
         """How many such processes these resources are enough for."""
         return int(
-            min(have // ask for have, ask in zip(self._amounts(), process._amounts(), strict=True) if ask > 0)
+            min(have // ask for have, ask in zip(self.amounts(), process.amounts(), strict=True) if ask > 0)
         )
 
     def covers(self, other: Resources) -> bool:
         """Whether there is as much of everything here."""
-        return all(have >= ask for have, ask in zip(self._amounts(), other._amounts(), strict=True))
+        return all(have >= ask for have, ask in zip(self.amounts(), other.amounts(), strict=True))
 
-    def _amounts(self) -> tuple[float, ...]:
+    def amounts(self) -> tuple[float, ...]:
+        """CPUs, GPUs, bytes of memory."""
         return self.cpus, self.gpus, self.memory_bytes
 
     def __str__(self) -> str:
         memory = f" and {self.memory_bytes / GIB:.3g} GiB" if self.memory_bytes else ""
         return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{memory}"
+
+
+class Host(Resources):
+    """What a host has, and `kept_for`, the only kind of process that it takes, if it is kept for one."""
+
+    kept_for: Kind | None = None
+
+    def takes(self, kind: Kind) -> bool:
+        """Whether processes of this kind may run here."""
+        return self.kept_for in (None, kind)
 
 
 class Demand(BaseModel):
@@ -50,6 +62,10 @@ class Demand(BaseModel):
     shard: Resources
     trainers: int
     trainer: Resources
+
+    def parts(self) -> tuple[tuple[Kind, int, Resources], ...]:
+        """How many processes of each kind, and what each takes."""
+        return ("shards", self.shards, self.shard), ("trainers", self.trainers, self.trainer)
 
     def total(self) -> Resources:
         return sum_of([self.shard] * self.shards + [self.trainer] * self.trainers)
@@ -87,20 +103,17 @@ def demand_of(job: JobSpec) -> Demand:
     )
 
 
-def check_ever_fits(demand: Demand, hosts: Sequence[Resources]) -> None:
+def check_ever_fits(demand: Demand, hosts: Sequence[Host]) -> None:
     """Raises NeverFitsError, with the numbers, if the job could not run were all `hosts` free of other jobs.
 
     A job that passes may still not fit, where its processes can't be divided among the hosts; none that fits is refused.
     """
-    for count, process, what in (
-        (demand.shards, demand.shard, "shards"),
-        (demand.trainers, demand.trainer, "trainers"),
-    ):
-        room = sum(host.room_for(process) for host in hosts)
+    for what, count, process in demand.parts():
+        room = sum(host.room_for(process) for host in hosts if host.takes(what))
         if count > room:
             raise NeverFitsError(
                 f"The job asks for {count} {what} of {process} each, and the {len(hosts)} hosts of the cluster have room "
-                f"for {room} of them; ask for fewer or smaller ones, or add hosts."
+                f"for {room} of them; ask for fewer or smaller ones, or add hosts that take {what}."
             )
     total = demand.total()
     cluster = sum_of(hosts)

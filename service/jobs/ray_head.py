@@ -82,6 +82,15 @@ def find_or_start(folder: ServiceFolder, cpus: int) -> tuple[str, bool]:
     return dashboard, True
 
 
+def find(folder: ServiceFolder) -> str | None:
+    """The dashboard of this folder's Ray, which is shown its token from now on; None if none was started."""
+    head = _known(folder)
+    if head is None:
+        return None
+    use_ray_token(folder)
+    return head.dashboard
+
+
 def end(folder: ServiceFolder) -> bool:
     """End the Ray of this folder, and with it all jobs that run there; whether there was one."""
     known = _known(folder) is not None

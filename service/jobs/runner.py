@@ -27,7 +27,7 @@ from service.jobs.database import JobDatabase, KeptJob
 from service.jobs.demand import demand_of
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
-from service.jobs.scheduling import Quotas, next_to_start
+from service.jobs.scheduling import Quotas, jobs_to_start
 from service.jobs.states import WITH_DRIVER, JobState
 from workers.halt import Purpose, ask_to_halt
 from workers.job_spec import JobSpec
@@ -43,7 +43,10 @@ _log = logging.getLogger(__name__)
 
 
 class Runner:
-    """Brings the jobs of `database` where they are wanted, on `cluster`, with run folders in `folders`."""
+    """Brings the jobs of `database` where they are wanted, on `cluster`, with run folders in `folders`.
+
+    `scrape_digest` is of the token with which the metrics of their processes may be read.
+    """
 
     def __init__(
         self,
@@ -52,9 +55,12 @@ class Runner:
         folders: ServiceFolder,
         quotas: Quotas,
         cancel_patience_s: float = CANCEL_PATIENCE_S,
+        scrape_digest: str = "",
     ) -> None:
         self._database, self._cluster, self._folders, self._quotas = database, cluster, folders, quotas
         self._cancel_patience_s = cancel_patience_s
+        self._scrape_digest = scrape_digest
+        self.reaches_cluster = True
         self._stopped = threading.Event()
         self.on_progress: Callable[[int], None] = lambda number: None
         self._told: dict[int, bytes] = {}
@@ -64,7 +70,9 @@ class Runner:
         while not self._stopped.wait(EVERY_S):
             try:
                 self.look()
+                self.reaches_cluster = True
             except ClusterUnreachableError:
+                self.reaches_cluster = False
                 self._stopped.wait(UNREACHABLE_S)  # the cluster itself has said why, in the log
             except Exception:
                 _log.exception("the runner could not look after the jobs")
@@ -74,7 +82,7 @@ class Runner:
         self._stopped.set()
 
     def look(self) -> None:
-        """Look once at every job that has a process, then start the next in line."""
+        """Look once at every job that has a process, then start those whose turn it is."""
         processes = self._cluster.processes()
         active = self._active()
         for job in active:
@@ -97,23 +105,23 @@ class Runner:
     # ---- starting ------------------------------------------------------------------------------------------------
 
     def _start_next(self) -> None:
-        while True:
-            active = self._active()
-            if any(self._waits_for_place(job) for job in active):
-                return  # one at a time, or two could wait for each other's room
-            job = next_to_start(self._database.in_line(), active, self._cluster.hosts(), self._quotas)
-            if job is None:
-                return
+        line = self._database.in_line()
+        if not line:
+            return
+        active = self._active()
+        waiting = {job.id for job in active if self._waits_for_place(job)}
+        for job in jobs_to_start(line, active, waiting, self._cluster.hosts(), self._quotas):
             if self._starts_in_vain(job) >= STARTS_IN_VAIN_MAX:
                 why = f"started {STARTS_IN_VAIN_MAX} times without a new cut; see its log"
                 self._database.move(job.id, JobState.FAILED, why)
-                continue
-            self._launch(self._database.move(job.id, JobState.STARTING, "its turn has come"))
+            else:
+                self._launch(self._database.move(job.id, JobState.STARTING, "its turn has come"))
 
     def _waits_for_place(self, job: KeptJob) -> bool:
-        if job.state != JobState.STARTING:
-            return False
-        status = read_status(self._run(job).path, job.attempt)
+        try:
+            status = read_status(self._run(job).path, job.attempt)
+        except ValueError:
+            return True  # nobody can tell
         return status is None or status.progress.phase == WAITS_FOR_PLACE
 
     def _launch(self, job: KeptJob) -> None:
@@ -121,6 +129,8 @@ class Runner:
         if not run.exists():
             shutil.rmtree(run.path, ignore_errors=True)  # what a service that was killed has begun
             run.create(JobSpec.model_validate_json(self._database.spec(job)))
+        if self._scrape_digest:
+            run.save_scrape_digest(self._scrape_digest)
         run.halt_path.unlink(missing_ok=True)
         run.move_path.unlink(missing_ok=True)
         # A job whose only trainer is the driver itself has no placement group: its process takes what that one needs.

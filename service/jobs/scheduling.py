@@ -1,13 +1,15 @@
-"""Which job is next: by priority, then first come, first served; within the quota of each tenant, and what the cluster has.
+"""Which jobs start now: by priority, then first come, first served; within each tenant's quota, and what the cluster has.
 
 The first in line waits until there is room, and all behind it wait too: else small jobs would keep a large one out for ever.
-Only who waits for his own tenant's quota lets others pass. Whether the room can be divided so among the hosts is for Ray to
-find out, which gives a job its place in one piece.
+Only who waits for his own tenant's quota lets others pass. All whose places are certain (room.py) start at once. Whether the
+room that is left can be divided so among the hosts is else for Ray to find out: a job whose places are not certain is
+started alone, and waits there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memory_store.errors import UsageError
 from service.jobs.database import KeptJob
-from service.jobs.demand import Demand, Resources, sum_of
+from service.jobs.demand import Demand, Host, Resources, sum_of
 from service.jobs.errors import NeverFitsError
+from service.jobs.room import certainly_placed
 
 
 class Quota(BaseModel):
@@ -73,16 +76,33 @@ class Quotas(BaseModel):
             )
 
 
-def next_to_start(
-    line: Iterable[KeptJob], active: Sequence[KeptJob], hosts: Sequence[Resources], quotas: Quotas
-) -> KeptJob | None:
-    """The job of `line`, which is in its order, that may start now beside those that are `active`; None if nobody may."""
+def jobs_to_start(
+    line: Iterable[KeptJob],
+    active: Sequence[KeptJob],
+    waiting: Collection[str],
+    hosts: Sequence[Host],
+    quotas: Quotas,
+) -> list[KeptJob]:
+    """The jobs of `line`, which is in its order, that start now beside those that are `active`. The ids of those of them
+    are `waiting` that have a process already but not their places."""
     cluster = sum_of(hosts)
     taken = sum_of([job.demand.total() for job in active])
+    placeless = [job.demand for job in active if job.id in waiting]
+    of_tenant: defaultdict[str, Resources] = defaultdict(lambda: Resources(cpus=0))
+    for job in active:
+        of_tenant[job.tenant] = sum_of([of_tenant[job.tenant], job.demand.total()])
+    started: list[KeptJob] = []
     for job in line:
         asked = job.demand.total()
-        of_tenant = [other.demand.total() for other in active if other.tenant == job.tenant]
-        if not quotas.of(job.tenant).allows(sum_of([*of_tenant, asked])):
+        tenants = sum_of([of_tenant[job.tenant], asked])
+        if not quotas.of(job.tenant).allows(tenants):
             continue
-        return job if cluster.covers(sum_of([taken, asked])) else None
-    return None
+        taken = sum_of([taken, asked])
+        if not cluster.covers(taken):
+            break
+        if placeless and not certainly_placed([*placeless, job.demand], taken, hosts):
+            break  # two could wait for each other's room
+        started.append(job)
+        placeless.append(job.demand)
+        of_tenant[job.tenant] = tenants
+    return started

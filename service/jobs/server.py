@@ -1,4 +1,4 @@
-"""A service's port: who is let in, what is bounded, and what is told to those who look whether it is well.
+"""A service's port: what it is bound to, what of it is bounded, and what is told to those who look whether it is well.
 
 On a loopback address the token is enough, since nobody else hears it. Any other address needs TLS, or the service does not
 start. Nothing but the health service answers without a token.
@@ -7,10 +7,8 @@ start. Nothing but the health service answers without a token.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,10 +17,11 @@ from grpc_reflection.v1alpha import reflection
 
 from memory_store.errors import UsageError
 from service.jobs.api import SERVICE, JobApi
+from service.jobs.door import Door
 from service.jobs.tokens import Tokens
 
 MESSAGE_BYTES_MAX = 2 << 20
-_CALLS_MAX = 4096
+_CALLS_MAX = 32768  # of all tenants together (door.py bounds those of each)
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", 16 << 20),
@@ -31,12 +30,13 @@ _OPTIONS = (
     # A burst waits for its turn: otherwise gRPC refuses at random what comes when 1000 calls wait already.
     ("grpc.server.max_pending_requests", _CALLS_MAX),
     ("grpc.server.max_pending_requests_hard_limit", _CALLS_MAX),
+    # And cancels what has waited for 30 s, of whomever: where one tenant floods a busy host, others would be told nothing.
+    ("grpc.server_max_unrequested_time_in_server", 300),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # or a second service could share the port, unseen
 )
-_OPEN = frozenset({"/grpc.health.v1.Health/Check"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ async def start_server(
             "or use 127.0.0.1."
         )
     server = grpc.aio.server(
-        interceptors=[_Door(tokens)], options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX
+        interceptors=[Door(tokens)], options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX
     )
     server.add_generic_rpc_handlers([api.handler()])
     well = health.aio.HealthServicer()
@@ -98,26 +98,3 @@ def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
     except OSError as error:
         raise UsageError(f"{error.filename} can't be read: {error.strerror}.") from None
     return grpc.ssl_server_credentials([pair])
-
-
-class _Door(grpc.aio.ServerInterceptor):
-    """Lets nobody in without a token; whoever has none learns not even which calls there are."""
-
-    def __init__(self, tokens: Tokens) -> None:
-        self._tokens = tokens
-
-        async def deny(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "This needs a token of the service; see pkm --help."
-            )
-
-        self._denied: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(deny)
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        call: grpc.HandlerCallDetails,
-    ) -> Any:
-        if call.method in _OPEN or self._tokens.tenant_of(call.invocation_metadata or ()) is not None:
-            return await continuation(call)
-        return self._denied

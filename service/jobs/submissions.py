@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob, NewJob
-from service.jobs.demand import Demand, Resources, check_ever_fits, demand_of, larger, sum_of
+from service.jobs.demand import Demand, Host, check_ever_fits, demand_of, larger, sum_of
 from service.jobs.errors import JobConflictError
 from service.jobs.folder import ServiceFolder
 from service.jobs.scheduling import Quotas
 from service.jobs.states import WITH_DRIVER, JobState
+from service.jobs.turns import Turns
 from service.jobs.wire import job_message
 from workers.job_spec import JobSpec
 from workers.move import Move, begin_move, moved, pause_of_move
@@ -35,9 +35,11 @@ class Submissions:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         quotas: Quotas,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._database, self._folders, self._hosts, self._quotas = database, folders, hosts, quotas
 
     async def submit(self, request: pb.SubmitRequest, tenant: str) -> pb.Job:
@@ -49,14 +51,14 @@ class Submissions:
             raise UsageError(
                 f"The priority is {request.priority}; it must be from -{_PRIORITY_MAX} to {_PRIORITY_MAX}."
             )
-        return job_message(await asyncio.to_thread(self._take, request, tenant))
+        return job_message(await self._turns.take(tenant, self._take, request, tenant))
 
     def _take(self, request: pb.SubmitRequest, tenant: str) -> KeptJob:
         try:
             spec = JobSpec.model_validate_json(request.spec)
         except ValidationError as error:
             raise UsageError(_mistakes(error)) from None
-        self._check_corpus(Path(spec.data.corpus), tenant)
+        self._folders.corpus(tenant, spec.data.corpus)
         check_corpus(spec)
         demand = demand_of(spec)
         check_ever_fits(demand, self._hosts())
@@ -85,8 +87,8 @@ class Submissions:
             self._database.resize(job.id, larger(job.demand, demand))
             return run, move, asked
 
-        run, move, asked = await asyncio.to_thread(begin)
-        while (pause := await asyncio.to_thread(pause_of_move, run, asked)) is None:
+        run, move, asked = await self._turns.take(tenant, begin)
+        while (pause := await self._turns.take(tenant, pause_of_move, run, asked)) is None:
             await asyncio.sleep(_MOVED_EVERY_S)
         return pb.ReshardAnswer(shards=move.shards, trainers=move.trainers, pause_seconds=pause)
 
@@ -99,18 +101,6 @@ class Submissions:
             raise JobConflictError(
                 f"the job would ask for {demand.total()}, and of {cluster} other jobs have taken {others}; "
                 "ask for fewer, or wait until one of those has ended"
-            )
-
-    def _check_corpus(self, corpus: Path, tenant: str) -> None:
-        """Refuse a corpus outside the folders that are the tenant's to read, wherever links lead."""
-        try:
-            found = corpus.resolve()
-        except (OSError, RuntimeError, ValueError):
-            found = None
-        roots = [folder.resolve() for folder in self._folders.data_of(tenant)]
-        if found is None or not any(found.is_relative_to(root) for root in roots):
-            raise UsageError(
-                f"data.corpus is {str(corpus)[:200]!r}; a job of this service reads from {roots[0]} or {roots[1]}."
             )
 
 

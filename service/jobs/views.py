@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from memory_store.cuts import MANIFEST, complete_cuts, cut_step
 from memory_store.errors import UsageError
 from protos import jobs_pb2 as pb
 from service.jobs.database import PAGE_MAX, JobDatabase, KeptJob
-from service.jobs.demand import Resources, sum_of
+from service.jobs.demand import Host, sum_of
 from service.jobs.folder import ServiceFolder
 from service.jobs.job import Change
 from service.jobs.log_file import offset_of_tail, read_log
 from service.jobs.states import ENDED, WITH_DRIVER, JobState
+from service.jobs.turns import Turns
 from service.jobs.watchers import Watchers
 from service.jobs.wire import (
     change_message,
@@ -41,9 +42,11 @@ class Views:
         self,
         database: JobDatabase,
         folders: ServiceFolder,
-        hosts: Callable[[], Sequence[Resources]],
+        hosts: Callable[[], Sequence[Host]],
         watchers: Watchers,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._database, self._folders, self._hosts, self._watchers = database, folders, hosts, watchers
 
     async def get(self, request: pb.JobRequest, tenant: str) -> pb.JobDetails:
@@ -57,25 +60,25 @@ class Views:
                 run=str(self._folders.run_of(job).path),
             )
 
-        return await asyncio.to_thread(read)
+        return await self._turns.take(tenant, read)
 
     async def page(self, request: pb.ListRequest, tenant: str) -> pb.JobPage:
         states = _states(request.states)
         size = min(request.page_size or _PAGE, PAGE_MAX)
         before = _number_of(request.page_token) if request.page_token else None
         name = request.name or None
-        jobs = await asyncio.to_thread(self._database.newest, tenant, states, name, before, size)
+        jobs = await self._turns.take(tenant, self._database.newest, tenant, states, name, before, size)
         more = str(jobs[-1].number) if len(jobs) == size else ""
         return pb.JobPage(jobs=map(job_message, jobs), next_page_token=more)
 
-    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncIterator[pb.WatchUpdate]:
-        job = await asyncio.to_thread(self._database.find, tenant, request.id)
+    async def watch(self, request: pb.WatchRequest, tenant: str) -> AsyncGenerator[pb.WatchUpdate, None]:
+        job = await self._turns.take(tenant, self._database.find, tenant, request.id)
         seen = request.changes_seen
         told: tuple[KeptJob, Progress | None, tuple[ShardLoad, ...]] | None = None
         with self._watchers.waiting_for(job.number) as changed:
             while True:
                 changed.clear()
-                job, changes, progress, loads = await asyncio.to_thread(self._look, job.id)
+                job, changes, progress, loads = await self._turns.take(tenant, self._look, job.id)
                 fresh = changes[seen:]
                 seen = len(changes)
                 if fresh or (job, progress, loads) != told:
@@ -101,15 +104,15 @@ class Views:
         return job, changes, status.progress if status else None, read_loads(run)
 
     async def logs(self, request: pb.LogsRequest, tenant: str) -> AsyncIterator[pb.LogPart]:
-        job = await asyncio.to_thread(self._database.find, tenant, request.id)
+        job = await self._turns.take(tenant, self._database.find, tenant, request.id)
         path = self._folders.run_of(job).log_path
         if request.HasField("tail"):
-            offset = await asyncio.to_thread(offset_of_tail, path, request.tail)
+            offset = await self._turns.take(tenant, offset_of_tail, path, request.tail)
         else:
             offset = request.offset
         while True:
-            ended = (await asyncio.to_thread(self._database.get, job.id)).state in ENDED
-            while text := await asyncio.to_thread(read_log, path, offset):
+            ended = (await self._turns.take(tenant, self._database.get, job.id)).state in ENDED
+            while text := await self._turns.take(tenant, read_log, path, offset):
                 offset += len(text)
                 yield pb.LogPart(text=text, next_offset=offset)
             if ended or not request.follow:
@@ -127,14 +130,14 @@ class Views:
                 more=len(found) > limit,
             )
 
-        return await asyncio.to_thread(read)
+        return await self._turns.take(tenant, read)
 
     async def cuts(self, request: pb.JobRequest, tenant: str) -> pb.CutList:
         def read() -> pb.CutList:
             run = self._folders.run_of(self._database.find(tenant, request.id))
             return pb.CutList(cuts=[_cut_message(cut) for cut in complete_cuts(run.cuts_path)])
 
-        return await asyncio.to_thread(read)
+        return await self._turns.take(tenant, read)
 
     async def cluster(self, request: pb.ClusterRequest, tenant: str) -> pb.ClusterAnswer:
         def read() -> pb.ClusterAnswer:
@@ -146,7 +149,7 @@ class Views:
                 jobs_active=len(active),
             )
 
-        return await asyncio.to_thread(read)
+        return await self._turns.take(tenant, read)
 
 
 def _cut_message(cut: Path) -> pb.Cut:

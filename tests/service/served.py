@@ -55,6 +55,8 @@ class Served:
             "serve",
             "--port",
             str(self.port),
+            "--http-port",
+            "0",
             "--cpus",
             str(self.cpus),
         ]

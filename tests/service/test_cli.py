@@ -47,7 +47,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_commands_are_those_that_users_were_promised():
     promised = (
         "train reshard plan eval generate inspect export data-prepare config-show config-schema "
-        "serve submit list status watch logs cancel pause resume cuts top"
+        "serve submit list status watch logs cancel pause resume cuts top ui doctor"
     )
     assert {"-".join(command) for command in COMMANDS} == set(promised.split())
 
@@ -203,7 +203,7 @@ assert not heavy(), heavy()
     assert "--twin" in done.stdout.splitlines()
 
 
-def test_jobs_are_completed_with_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_jobs_are_completed_with_their_ids_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with running_service(tmp_path / "service") as service:
         (tmp_path / "token").write_text(TENANTS["ann"])
         monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "token"))
@@ -211,6 +211,11 @@ def test_jobs_are_completed_with_their_ids(tmp_path: Path, monkeypatch: pytest.M
         job = service.database.submit(new_job("r1"))
         assert complete_job(job.id[:3]) == [(job.id, f"{job.name}, queued")]
         assert complete_job("0") == []
+        assert complete_job("smal") == [(job.name, f"{job.id}, queued")]
+        other = service.database.submit(new_job("r2", name="other"))
+        assert {offer for offer, _ in complete_job("")} == {job.id, other.id, job.name, other.name}
+        service.database.submit(new_job("r3", name="other"))
+        assert complete_job("other") == []  # two have it
         monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "none"))
         assert complete_job(job.id[:3]) == []
         monkeypatch.setenv("PKM_TOKEN_FILE", str(tmp_path / "token"))

@@ -56,6 +56,10 @@ def test_from_text_to_an_exported_model(tmp_path: Path, monkeypatch: pytest.Monk
     assert inspection["pictures"] == ["map.png"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
-    exported = json.loads(pkm("export", "runs/small", "model.safetensors", "--json"))
+    exported = json.loads(pkm("export", "runs/small", "model", "--table", "int8", "--measure", "--json"))
     assert exported["step"] == 9
-    assert (tmp_path / "model.safetensors").stat().st_size == exported["bytes"]
+    assert (tmp_path / "model/model.safetensors").stat().st_size == exported["bytes"]
+    assert exported["loss"]["trained"] == pytest.approx(longer["test_perplexity"], rel=1e-4)
+    assert exported["loss"]["exported"] == pytest.approx(exported["loss"]["trained"], rel=1e-2)
+    exact = json.loads(pkm("export", "runs/small", "exact", "--measure", "--json"))
+    assert exact["loss"]["exported"] == pytest.approx(exact["loss"]["trained"], rel=1e-5)

@@ -62,6 +62,27 @@ def states(served: Served, job: str) -> list[str]:
     return [change["state"] for change in served.details(job)["changes"]]
 
 
+def test_its_page_is_served_to_who_has_the_token(served: Served) -> None:
+    address, token = served.pkm("ui", "--no-browser").stdout.strip().split("/#token=")
+    with urllib.request.urlopen(address, timeout=60) as page:
+        assert b"<title>pkm</title>" in page.read()
+    asked = urllib.request.Request(f"{address}/api/jobs", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert json.load(answer)["next_page"] == ""
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/api/jobs", timeout=60)
+
+
+def test_the_doctor_looks_at_every_host_of_the_cluster(served: Served) -> None:
+    seen = served.pkm("doctor", "--cluster", "-o", "json")
+    findings = {finding["check"]: finding for finding in json.loads(seen.stdout)}
+    assert "1 hosts" in findings["ray"]["found"], findings["ray"]
+    (host,) = (check.removesuffix(": clock") for check in findings if check.endswith(": clock"))
+    assert findings[f"{host}: clock"]["level"] == "well"
+    assert findings[f"{host}: python"]["found"] == findings["python"]["found"]
+    assert seen.returncode == any(finding["level"] == "wrong" for finding in findings.values())
+
+
 def test_a_job_is_submitted_followed_and_used(served: Served) -> None:
     done = served.pkm("submit", served.job_file(), "--follow", "-o", "json")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """`pkm eval`, `generate`, `inspect` and `export` round the work itself, which stand-ins replace."""
 
 import json
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -15,12 +16,14 @@ from memory_store.access import AccessReport
 from memory_store.errors import CutError
 from service.cli import app
 from service.cli.inspect import SHADES, coarse_map
+from workers.export import ExportLoss, ExportReport
 from workers.report import EvaluationReport
 
 ACCESS = AccessReport(
     rows=4096, rows_used=3072, accesses=9000, usage=0.75, kl_to_uniform=1.25, top1_share=0.125
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 StandIn = Callable[..., None]
 
 
@@ -119,6 +122,35 @@ def test_generate_prints_nothing_when_the_model_can_not_be_loaded(stand_in: Stan
     assert "model.safetensors is damaged." in result.stderr
 
 
+SLOW_SPEAKER = """
+import sys, types
+from service.cli import main
+
+def generate(*_):
+    for piece in ("one", " two", " three"):
+        yield piece
+        assert sys.stdin.readline() == "heard\\n"  # it goes on when this piece has been read
+
+sys.modules["workers.generation"] = types.SimpleNamespace(generate=generate)
+sys.argv = ["pkm", "generate", "runs/first", "--prompt", "Zero "]
+main()
+"""
+
+
+def test_generate_prints_each_piece_as_it_comes():
+    """Through a pipe, which is buffered unless it is flushed: a piece that stayed behind would be waited for forever."""
+    command = [sys.executable, "-c", SLOW_SPEAKER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as speaker:
+        assert speaker.stdin is not None
+        assert speaker.stdout is not None
+        for piece in (b"Zero one", b" two", b" three"):
+            assert speaker.stdout.read(len(piece)) == piece
+            speaker.stdin.write(b"heard\n")
+            speaker.stdin.flush()
+        assert speaker.stdout.read() == b"\n"
+    assert speaker.returncode == 0
+
+
 @pytest.fixture
 def inspected(stand_in: StandIn) -> None:
     def inspect_run(run: object, split: str) -> types.SimpleNamespace:
@@ -144,24 +176,37 @@ def test_inspect_prints_json_and_nothing_else():
     assert figures["tables"]["memory"]["dead_slots"] == 1024
 
 
-def test_export_writes_where_it_is_told(stand_in: StandIn):
-    def export_run(run: Any, target: Path, dtype: str) -> types.SimpleNamespace:
-        return types.SimpleNamespace(
-            file=target, config=target.with_suffix(".json"), parameters=1234, bytes=2_000_000
-        )
+def test_export_writes_where_it_is_told_and_measures_if_asked(stand_in: StandIn):
+    def export_model(trained: str, folder: Path, table: str) -> ExportReport:
+        print("noise")
+        return ExportReport(
+            folder=folder, step=6, table=table, parameters=1234, bytes=2_000_000, files=("model.safetensors",)
+        )  # type: ignore[arg-type]
 
-    stand_in("workers.export", export_run=export_run)
-    shown = pkm("export", "runs/first", "m.safetensors").stdout
+    def measure_loss(trained: str, folder: Path) -> ExportLoss:
+        return ExportLoss(split="test", tokens=100, trained=200.0, exported=201.0)
+
+    stand_in("workers.trained_model", load_trained_model=lambda run: run.path.name)
+    stand_in("workers.export", export_model=export_model)
+    stand_in("workers.export_loss", measure_loss=measure_loss)
+    shown = pkm("export", "runs/first", "model").stdout
     assert [line.split(maxsplit=1)[1] for line in shown.splitlines()] == [
-        "m.safetensors",
-        "m.json",
+        "model",
+        "float32",
         "1,234",
         "2.0 MB",
     ]
+    shown = pkm("export", "runs/first", "model", "--table", "bfloat16", "--measure").stdout
+    assert [line.split("  ")[-1] for line in shown.splitlines()[-2:]] == ["200.0000", "201.0000 (+0.5000 %)"]
 
-    stand_in("workers.export", export_run=lambda run, target, dtype: {"file": target, "dtype": dtype})
-    result = pkm("export", "runs/first", "m.safetensors", "--dtype", "bfloat16", "--json")
-    assert json.loads(result.stdout) == {"file": "m.safetensors", "dtype": "bfloat16"}
+    figures = json.loads(
+        pkm("export", "runs/first", "model", "--table", "int8", "--measure", "--json").stdout
+    )
+    assert (figures["table"], figures["loss"]["exported"], figures["files"]) == (
+        "int8",
+        201.0,
+        ["model.safetensors"],
+    )
 
 
 # ---- the map in the terminal -------------------------------------------------------------------------------

@@ -202,19 +202,40 @@ def test_what_someone_else_made_meanwhile_is_never_written_over(
     assert content(tmp_path / "corpus") == {"mine": b"mine"}
 
 
-@pytest.mark.parametrize(
-    "step", ["train_tokenizer", "encode_documents", "write_tokens", "_info_to_json", "sync_file"]
-)
-def test_a_failure_on_the_way_leaves_nothing(
+@pytest.mark.parametrize("step", ["train_tokenizer", "encode_parts", "write_tokens", "_info_to_json"])
+def test_what_was_stopped_on_the_way_goes_on(
     step: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpus_module, step, fail)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_corpus([source], tmp_path / "corpus", **SETTINGS)
-    assert os.listdir(tmp_path) == ["texts"]
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus_module, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_corpus([source], tmp_path / "corpus", **SETTINGS)
+    assert sorted(os.listdir(tmp_path)) == [".corpus.unfinished", "texts"]
+    if step != "train_tokenizer":  # it is not learned twice
+        monkeypatch.setattr(corpus_module, "train_tokenizer", stop)
+    prepare_corpus([source], tmp_path / "corpus", **SETTINGS)
+    monkeypatch.undo()
+    prepare_corpus([source], tmp_path / "other", **SETTINGS)
+    assert content(tmp_path / "corpus") == content(tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "other", "texts"]
+
+
+def test_what_was_begun_with_other_settings_is_begun_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus_module, "write_tokens", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_corpus([source], tmp_path / "corpus", **{**SETTINGS, "vocab_size": 280})
+    prepare_corpus([source], tmp_path / "corpus", **SETTINGS)
+    prepare_corpus([source], tmp_path / "other", **SETTINGS)
+    assert content(tmp_path / "corpus") == content(tmp_path / "other")
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(

@@ -39,8 +39,9 @@ def test_rows_and_fields_come_back_exactly(written: list[str], folder: Path) -> 
     lines = "".join(json.dumps({"body": text, "other": 1}) + "\n" for text in written).encode()
     (folder / "a.jsonl").write_bytes(lines)
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "a.jsonl.zst").write_bytes(pa.compress(lines, "zstd", asbytes=True))
     pq.write_table(pa.table({"body": written, "other": range(len(written))}), folder / "a.parquet")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
         assert read(folder / name, "body") == written
 
 
@@ -76,7 +77,9 @@ def test_parquet_of_many_row_groups_is_read_in_order(tmp_path: Path) -> None:
     assert read(tmp_path / "a.PARQUET") == written
 
 
-GZIP = gzip.compress(b'{"text": "one two three four"}\n' * 50)
+LINES = b'{"text": "one two three four"}\n' * 50
+GZIP = gzip.compress(LINES)
+ZSTD = pa.compress(LINES, "zstd", asbytes=True)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +101,11 @@ GZIP = gzip.compress(b'{"text": "one two three four"}\n' * 50)
         ("a.jsonl", b'{"text": ["a"]}\n', "a.jsonl:1: field 'text' is ['a']; it must be a string"),
         ("a.jsonl", b'{"text": "ab\\ud800"}\n', "half a surrogate pair at character 2"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: the line is not JSON"),
-        ("a.jsonl.gz", b'{"text": "a"}', "not a whole gzip file"),
-        ("a.jsonl.gz", GZIP[:-12], "not a whole gzip file"),
-        ("a.jsonl.gz", GZIP[:20] + b"\xff" + GZIP[21:], "not a whole gzip file"),
+        ("a.jsonl.gz", b'{"text": "a"}', "can't be read to its end"),
+        ("a.jsonl.zst", b'{"text": "a"}', "can't be read to its end"),
+        ("a.jsonl.zst", ZSTD[:-12], "can't be read to its end"),
+        ("a.jsonl.gz", GZIP[:-12], "can't be read to its end"),
+        ("a.jsonl.gz", GZIP[:20] + b"\xff" + GZIP[21:], "can't be read to its end"),
         ("a.parquet", b"", "can't be read as Parquet"),
         ("a.parquet", b"PAR1" + b"\xff" * 100 + b"PAR1", "can't be read as Parquet"),
     ],
@@ -139,7 +144,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         ([], "No files were given"),
         ([tmp_path / "a.TXT", tmp_path / "b.txt"], "There is no file .*b.txt"),
         ([tmp_path], "is a folder"),
-        ([tmp_path / "a.pdf"], "unknown kind; files end in one of .txt, .jsonl, .jsonl.gz, .parquet"),
+        (
+            [tmp_path / "a.pdf"],
+            "unknown kind; files end in one of .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
+        ),
         ([Path("/dev/null")], "no regular file"),
     ]:
         with pytest.raises(UsageError, match=words):

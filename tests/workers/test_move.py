@@ -44,7 +44,8 @@ def run_and_move(job: Any, folder: Path, moves: list[tuple[int, Move]]) -> list[
     return pauses
 
 
-@pytest.mark.parametrize("durability", ["snapshot", pytest.param("log", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["snapshot", "log"])
 def test_a_move_to_other_shards_changes_no_byte(durability: str, corpus: Path, tmp_path: Path) -> None:
     settings = {"train__steps": 160, "train__cut_every": 40, "store__lookup": "fetch"}
     run_job(small_job(corpus, **settings), tmp_path / "straight")

@@ -18,8 +18,9 @@ from workers.documents import read_documents
 from workers.tokenizer import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
-    encode_documents,
+    encode_pieces,
     load_tokenizer,
+    marked_pieces,
     pieces,
     train_tokenizer,
 )
@@ -45,7 +46,7 @@ def tokenizer() -> Tokenizer:
 @given(written=st.lists(texts))
 @example(written=[END_OF_TEXT, f"a{END_OF_TEXT}b", "\0"])
 def test_texts_come_back_exactly_each_with_its_end(written: list[str], tokenizer: Tokenizer) -> None:
-    tokens = np.concatenate([np.zeros(0, np.uint32), *encode_documents(tokenizer, written)])
+    tokens = np.concatenate([np.zeros(0, np.uint32), *encode_pieces(tokenizer, marked_pieces(written))])
     ends = np.flatnonzero(tokens == END_OF_TEXT_ID)
     parts = np.split(tokens, ends + 1)
     assert parts.pop().size == 0
@@ -90,10 +91,10 @@ def test_a_saved_tokenizer_still_takes_the_end_of_text_spelt_out_for_text(
 def test_other_processes_with_other_parallelism_learn_and_encode_the_same() -> None:
     program = (
         "import hashlib, itertools, pathlib, sys; from workers.documents import read_documents;"
-        "from workers.tokenizer import encode_documents, train_tokenizer;"
+        "from workers.tokenizer import encode_pieces, marked_pieces, train_tokenizer;"
         "texts = list(itertools.islice(read_documents(pathlib.Path(sys.argv[1]), 'text'), 8));"
         "tokenizer = train_tokenizer(texts, 600);"
-        "tokens = b''.join(block.tobytes() for block in encode_documents(tokenizer, texts));"
+        "tokens = b''.join(block.tobytes() for block in encode_pieces(tokenizer, marked_pieces(texts)));"
         "print(hashlib.sha256(tokenizer.to_str().encode() + tokens).hexdigest())"
     )
     digests = {

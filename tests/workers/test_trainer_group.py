@@ -67,6 +67,7 @@ def test_job_that_no_host_can_hold_is_refused_at_once(corpus: Path, tmp_path: Pa
         run_job(job, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_path: Path) -> None:
     settings = {"train__steps": 200, "train__cut_every": 20, "store__lookup": "fetch"}
     run_job(small_job(corpus, **settings), tmp_path / "undisturbed")
@@ -94,6 +95,7 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_with_a_log_trainers_wait_for_a_killed_shard_and_go_on(corpus: Path, tmp_path: Path) -> None:
     settings = {"train__steps": 120, "train__cut_every": 50, "store__lookup": "fetch"}
     run_job(small_job(corpus, **settings), tmp_path / "undisturbed")

@@ -106,9 +106,9 @@ def test_a_busy_shard_gives_signs_of_life() -> None:
     server = ShardServer(host, "127.0.0.1:0", "token")
     address = f"127.0.0.1:{server.port}"
     with host._lock:
-        assert sign_of_life(address, 10) == Sign.ALIVE
+        assert sign_of_life(address, 10, "token") == Sign.ALIVE
     server.stop(0)
-    assert sign_of_life(address, 10) == Sign.GONE
+    assert sign_of_life(address, 10, "token") == Sign.GONE
 
 
 @pytest.mark.slow

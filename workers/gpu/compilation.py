@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -32,7 +30,7 @@ def kernels_run_on(device: torch.device) -> bool:
     return triton is not None and (device.type == "cuda" or (INTERPRETED and device.type == "cpu"))
 
 
-def kernel(function: Function) -> Any:
+def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function for the GPU when it is first called; nothing where there is no Triton."""
     return cast(Any, triton.jit(function)) if triton is not None else function
 

@@ -14,6 +14,8 @@ Floor, bytes over bandwidth, with b bytes of a stored number, every entry readin
 Letters: T bags, M entries of a bag, N = T M, K rows, D columns.
 """
 
+# `tl` is a module only where kernels run; elsewhere "tl.constexpr" names nothing.
+# pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
 import torch

@@ -9,6 +9,8 @@ Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a val
     4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
 """
 
+# `tl` is a module only where kernels run; elsewhere "tl.constexpr" names nothing.
+# pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
 import math
@@ -161,7 +163,7 @@ def _mixed_of(value: Tensor) -> Tensor:
 
 def _summed(gradients: RowGradients) -> tuple[Tensor, Tensor]:
     """The distinct rows, ascending, and their gradients `[U, D]`."""
-    rows, group = gradients.rows.unique(return_inverse=True)
+    rows, group = torch.unique(gradients.rows, return_inverse=True)
     contributions = gradients.weights[:, None] * gradients.vectors[gradients.vector_numbers]
     summed = gradients.vectors.new_zeros(rows.numel(), gradients.vectors.shape[1])
     return rows, summed.index_add_(0, group, contributions)

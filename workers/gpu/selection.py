@@ -15,6 +15,8 @@ over the bandwidth; and 4 T H n C operations in float32 over their rate, which i
 matters. Letters: T tokens, H heads, n sub-keys, k selected, C = query_dim / 2.
 """
 
+# `tl` is a module only where kernels run; elsewhere "tl.constexpr" names nothing.
+# pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
 from typing import Any

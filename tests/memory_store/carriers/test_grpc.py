@@ -13,7 +13,8 @@ import pytest
 from memory_store import TableSpec, connect
 from memory_store import messages as m
 from memory_store.carriers.grpc_client import GrpcCarrier
-from memory_store.carriers.grpc_server import METHOD, TOKEN_KEY, ShardServer
+from memory_store.carriers.grpc_server import METHOD, ShardServer
+from memory_store.carriers.grpc_sign_of_life import TOKEN_KEY
 from memory_store.errors import FencedError, StoreError
 from memory_store.opening import in_process_hosts
 from memory_store.wire import CHUNK_BYTES, Terms, frames, read_frames

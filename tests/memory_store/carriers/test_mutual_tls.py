@@ -12,8 +12,8 @@ from memory_store import TableSpec, connect
 from memory_store import messages as m
 from memory_store.carriers.grpc_client import GrpcCarrier
 from memory_store.carriers.grpc_credentials import SHARD_NAME, Credentials
-from memory_store.carriers.grpc_server import METHOD, TOKEN_KEY, ShardServer
-from memory_store.carriers.grpc_sign_of_life import ALIVE_METHOD, Sign, sign_of_life
+from memory_store.carriers.grpc_server import METHOD, ShardServer
+from memory_store.carriers.grpc_sign_of_life import ALIVE_METHOD, TOKEN_KEY, Sign, sign_of_life
 from memory_store.errors import StoreError
 from memory_store.opening import in_process_hosts
 from memory_store.wire import frames
@@ -57,7 +57,7 @@ def test_trainers_of_the_job_are_answered(server: ShardServer, own: JobCertifica
     carrier = GrpcCarrier(address, TOKEN, credentials=own.trainers)
     assert isinstance(carrier.submit(m.Describe(), 20).result(20), m.ShardInfo)
     carrier.close()
-    assert sign_of_life(address, 20, own.trainers) == Sign.ALIVE
+    assert sign_of_life(address, 20, TOKEN, own.trainers) == Sign.ALIVE
     client = connect([address], token=TOKEN, credentials=own.trainers, in_place=False)
     assert client.specs["memory"].rows == 4096
     client.close()

@@ -20,10 +20,11 @@ from google.protobuf.message import Message
 from protos import jobs_pb2 as pb
 from service.jobs.api import SERVICE, JobApi
 from service.jobs.database import JobDatabase
-from service.jobs.demand import GIB, Resources
+from service.jobs.demand import GIB, Host
 from service.jobs.folder import ServiceFolder
 from service.jobs.server import Certificate, start_server
 from service.jobs.tokens import Tokens, bearer, digest_of
+from service.web.server import PageServer, start_page
 from tests.small_job import small_corpus
 
 
@@ -40,17 +41,19 @@ TIMEOUT_S = 20.0
 
 @dataclass
 class Service:
-    """A service that answers on `port` of this machine."""
+    """A service that answers on `port` of this machine, and its page on `page_port`."""
 
     database: JobDatabase
     data: Path
     port: int
+    page_port: int
     channels: list[grpc.Channel] = field(default_factory=list)
 
     def caller(self, token: str | None, root: bytes | None = None) -> Caller:
         """Somebody with a token, or without one; over TLS if given a certificate to trust."""
         if root is None:
-            channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+            own_connection = [("grpc.use_local_subchannel_pool", 1)]
+            channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", own_connection)
         else:
             channel = grpc.secure_channel(f"localhost:{self.port}", grpc.ssl_channel_credentials(root))
         self.channels.append(channel)
@@ -82,6 +85,7 @@ def running_service(
     certificate: Certificate | None = None,
     cpus: int = 64,
     port: int = 0,
+    page_port: int = 0,
 ) -> Iterator[Service]:
     folder.mkdir(exist_ok=True)
     data = folder / "data"
@@ -91,23 +95,25 @@ def running_service(
             shutil.copytree(_corpus(), data / name / "corpus")
     tokens = Tokens({digest_of(token): tenant for tenant, token in TENANTS.items()})
     database = JobDatabase(folder / "jobs.sqlite")
-    hosts = [Resources(cpus=cpus, memory_bytes=64 * GIB)]
+    hosts = [Host(cpus=cpus, memory_bytes=64 * GIB)]
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
-    async def start() -> tuple[Any, int]:
+    async def start() -> tuple[Any, int, PageServer]:
         api = JobApi(database, tokens, ServiceFolder(folder), lambda: hosts)
-        return await start_server(api, tokens, host, port, certificate)
+        server, bound = await start_server(api, tokens, host, port, certificate)
+        return server, bound, await start_page(api, tokens, host, page_port, certificate)
 
     try:
-        server, bound = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_S)
-        service = Service(database, data, bound)
+        server, bound, page = asyncio.run_coroutine_threadsafe(start(), loop).result(TIMEOUT_S)
+        service = Service(database, data, bound, page.port)
         try:
             yield service
         finally:
             for channel in service.channels:
                 channel.close()
+            asyncio.run_coroutine_threadsafe(page.stop(), loop).result(TIMEOUT_S)
             asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(TIMEOUT_S)
     finally:
         loop.call_soon_threadsafe(loop.stop)

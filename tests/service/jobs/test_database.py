@@ -147,6 +147,27 @@ def test_the_beginning_of_an_id_is_enough_where_it_is_the_only_one(database: Job
                 assert sum(other.id in str(caught.value) for other in alike) == min(4, len(alike))
 
 
+def test_a_name_is_enough_where_no_other_job_has_it_nor_an_id_that_begins_so(database: JobDatabase) -> None:
+    mine = database.submit(new_job("r1", name="model-1"))  # no id has an o or an l
+    his = database.submit(new_job("r1", "bob", name="model-2"))
+    assert database.find("ann", "model-1") == mine
+    assert database.find("bob", "model-2") == his
+    for tenant, name in (("ann", "model-2"), ("ann", "model"), ("bob", "model-1")):
+        with pytest.raises(NoSuchJobError):
+            database.find(tenant, name)
+    again = database.submit(new_job("r2", name="model-1"))
+    with pytest.raises(UsageError, match=f"{again.id}, {mine.id}; give more of the id"):
+        database.find("ann", "model-1")
+    called_like = database.submit(new_job("r3", name=mine.id[:3]))
+    for job in (mine, again, called_like):
+        assert database.find("ann", job.id) == job
+    with pytest.raises(UsageError, match="Several jobs have an id that begins with"):
+        database.find("ann", mine.id[:3])
+    after_whom = database.submit(new_job("r4", name=mine.id))
+    assert database.find("ann", mine.id) == mine  # an id is an id
+    assert database.find("ann", after_whom.id) == after_whom
+
+
 @pytest.mark.parametrize("beginning", ["", "~", "%", "_", "'; DROP TABLE jobs; --", "0", "é"])
 def test_what_is_the_beginning_of_no_id_finds_no_job(database: JobDatabase, beginning: str) -> None:
     database.submit(new_job("r1"))

@@ -13,18 +13,18 @@ import pytest
 from memory_store.errors import UsageError
 from service.jobs.cluster import ClusterUnreachableError, ProcessState
 from service.jobs.database import JobDatabase, KeptJob, NewJob
-from service.jobs.demand import GIB, Demand, Resources, demand_of
+from service.jobs.demand import GIB, Demand, Host, Resources, demand_of
 from service.jobs.errors import JobConflictError, NeverFitsError
 from service.jobs.folder import ServiceFolder
 from service.jobs.runner import STARTS_IN_VAIN_MAX, Runner, process_name
-from service.jobs.scheduling import Quota, Quotas, next_to_start
+from service.jobs.scheduling import Quota, Quotas, jobs_to_start
 from service.jobs.states import ENDED, JobState
 from tests.small_job import small_job
 from workers.halt import wanted_halt
 from workers.job_status import Outcome, Status, tell_outcome, tell_status
 from workers.report import Progress
 
-HOST = Resources(cpus=8, gpus=0, memory_bytes=64 * GIB)
+HOST = Host(cpus=8, gpus=0, memory_bytes=64 * GIB)
 
 
 class KilledError(BaseException):
@@ -42,9 +42,10 @@ class FakeCluster:
     die: str = ""
     answers: bool = True
     alone: Resources | None = None
+    all_hosts: Sequence[Host] = (HOST,)
 
-    def hosts(self) -> Sequence[Resources]:
-        return [HOST]
+    def hosts(self) -> Sequence[Host]:
+        return self.all_hosts
 
     def start(self, process: str, run: Path, attempt: int, job_id: str, alone: Resources | None) -> None:
         self.alone = alone
@@ -128,22 +129,31 @@ def _the_demand_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- whose turn it is --------------------------------------------------------------------------------------------
 
 
-def test_jobs_start_in_their_order_as_long_as_there_is_room(world: World) -> None:
+def test_all_that_certainly_fit_start_at_once_in_their_order(world: World) -> None:
     first, second, third = (world.submit() for _ in range(3))
     urgent = world.submit(priority=5)
     world.look()
-    assert [world.now(job).state for job in (urgent, first)] == [JobState.STARTING, JobState.QUEUED]
-    world.tell(urgent, "waiting")
-    world.look()
-    assert world.now(first).state == JobState.QUEUED  # the one before has not got its place yet
-    world.tell(urgent, "starting")
-    world.look()
+    states = [world.now(job).state for job in (urgent, first, second, third)]
+    assert states == ["starting", "starting", "queued", "queued"]
     world.tell(first, "training")
-    world.look()
-    assert [world.now(job).state for job in (first, second, third)] == ["running", "queued", "queued"]
     world.end(urgent)
     world.look()
-    assert [world.now(job).state for job in (urgent, second)] == [JobState.SUCCEEDED, JobState.STARTING]
+    assert [world.now(job).state for job in (urgent, first, second)] == ["succeeded", "running", "starting"]
+
+
+def test_beside_one_that_might_not_fit_nobody_starts_until_it_has_its_place(world: World) -> None:
+    world.cluster.all_hosts = [Host(cpus=3, memory_bytes=GIB)] * 3
+    first, second, third = (
+        world.submit(cpus=4) for _ in range(3)
+    )  # of 2 shards, and a trainer that takes 2 CPUs
+    world.look()
+    assert [world.now(job).state for job in (first, second)] == ["starting", "queued"]
+    world.tell(first, "waiting")
+    world.look()
+    assert world.now(second).state == JobState.QUEUED
+    world.tell(first, "starting")
+    world.look()
+    assert [world.now(job).state for job in (first, second, third)] == ["starting", "starting", "queued"]
 
 
 def test_a_large_job_that_waits_is_not_overtaken_by_small_ones(world: World) -> None:
@@ -161,10 +171,10 @@ def test_who_waits_for_the_quota_of_his_tenant_lets_others_pass(world: World) ->
     quotas = Quotas(default=Quota(cpus=3))
     mine, mine_too, other = world.submit("ann"), world.submit("ann"), world.submit("bob")
     line = world.database.in_line()
-    assert next_to_start(line, [], [HOST], quotas) == mine
-    assert next_to_start(line[1:], [mine], [HOST], quotas) == other
-    assert next_to_start(line[1:2], [mine], [HOST], quotas) is None
-    assert next_to_start(line[1:], [mine], [HOST], Quotas()) == mine_too
+    assert jobs_to_start(line, [], (), [HOST], quotas) == [mine, other]
+    assert jobs_to_start(line[1:], [mine], (), [HOST], quotas) == [other]
+    assert jobs_to_start(line[1:2], [mine], (), [HOST], quotas) == []
+    assert jobs_to_start(line, [], (), [HOST], Quotas()) == [mine, mine_too]
 
 
 def test_a_job_beyond_its_tenants_quota_is_refused_with_the_numbers(tmp_path: Path) -> None:
