@@ -21,9 +21,10 @@ from torch import Tensor
 
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.training_steps import LEARNING_RATE, VALUES, Batch, TrainedModel
-from memory_store.client import StoreClient, TableHandle
+from memory_store.client import StoreClient
 from memory_store.errors import UsageError
 from memory_store.opening import in_process_store
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
 from workers.gpu import pooling, row_update, selection
 from workers.gpu.cached_table import CachedTable

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
+from memory_store.table_handle import TableHandle
 from workers.tensor_tables import HostLookup, TensorLookup, TensorTable, host_array
 
 

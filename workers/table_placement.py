@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from memory_store.client import StoreClient, TableHandle
+from memory_store.client import StoreClient
 from memory_store.opening import in_process_store
+from memory_store.table_handle import TableHandle
 from workers.gpu.cached_table import CachedTable
 from workers.gpu.device_store import DeviceStore
 from workers.job_spec import JobSpec

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
 from memory_store.lookups import Lookup
+from memory_store.table_handle import TableHandle
 
 
 class TensorLookup(Protocol):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
+from memory_store.table_handle import TableHandle
 from workers.initialization import seeded_linear
 from workers.job_spec import MemorySpec, ModelSpec
 from workers.memory_layer import MemoryLayer

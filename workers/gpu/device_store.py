@@ -22,7 +22,7 @@ from memory_store import messages as m
 from memory_store.access import count_entries
 from memory_store.calls import ReplyType, Waiting
 from memory_store.carriers.in_process import InProcessCarrier
-from memory_store.client import StepResult, StoreClient, TableHandle
+from memory_store.client import StoreClient
 from memory_store.cuts import CutFile
 from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
 from memory_store.kernels import FloatArray
@@ -31,7 +31,9 @@ from memory_store.placement import BUCKETS, Placement, bucket_capacity
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.table import TablePart
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
+from memory_store.table_steps import StepResult
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
 from workers.tensor_tables import TensorTable

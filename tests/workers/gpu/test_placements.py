@@ -13,9 +13,9 @@ from torch import Tensor
 
 from memory_store import NonFiniteGradientError, OptimizerSpec, StoreClient, TableSpec, in_process_store
 from memory_store.bucket_files import spec_as_json
-from memory_store.client import TableHandle
 from memory_store.cuts import Manifest, begin_cut, cut_folder, finish_cut
 from memory_store.statistics import access_report, clear_accesses, touched_share
+from memory_store.table_handle import TableHandle
 from tests.small_job import dense_weights, small_job, table_content
 from workers.gpu.cached_table import CachedTable
 from workers.gpu.device_store import DeviceStore
