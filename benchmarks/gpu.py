@@ -178,7 +178,7 @@ def _measure_steps(
     recorder.add("step", "ms", [1e3 * second for second in seconds], **case)
     rate = recorder.add("training rate", "tokens/s", [tokens / second for second in seconds], **case)
     if isinstance(table, CachedTable):
-        recorder.add("hit rate", "share", [table.cache.hit_rate], **case)
+        recorder.add("hit rate", "share", [table.cache.found / table.cache.looked_up], **case)
     if device.type == "cuda":
         recorder.add("device memory", "GB", [torch.cuda.max_memory_allocated() / 1e9], **case)
         recorder.add("waits for the device", "calls", [_waits(lambda: trained.step(batches[0]))], **case)

@@ -133,7 +133,7 @@ class MemorySpec(_Spec):
     """host: the table lies in its shards. gpu: whole on the device of the only trainer; needs store.carrier in_process.
     cached: in its shards, with exact copies of the hottest rows on the device."""
     cached_rows: int = Field(default=65_536, ge=1)
-    """Rows of each table that have copies on the device with placement cached."""
+    """Rows of each table that have copies on every trainer's device with placement cached."""
 
     @field_validator("layers")
     @classmethod
@@ -311,6 +311,17 @@ class JobSpec(_Spec):
                 f"{store.shards} shards can't serve it; use carrier in_process and shards 1, or placement cached"
             )
             _impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _copies_are_of_rows(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "cached" and store.lookup == "pool":
+            sentence = (
+                "memory.placement cached fetches rows, and pool returns sums of them; use fetch or auto"
+            )
+            _impossible("lookup", store.lookup, sentence)
         return store
 
     @field_validator("store")

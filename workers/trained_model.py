@@ -37,7 +37,8 @@ def load_trained_model(run: RunFolder) -> TrainedModel:
     folder = latest_cut(run.cuts_path)
     corpus = open_corpus(job.data.corpus, HELD_OUT)
     store = in_process_store(job.tables(), lookup="auto") if job.memory else None
-    model = build_model(job, corpus, store, torch.device("cpu"))
+    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+    model = build_model(job, corpus, tables, torch.device("cpu"))
     step = restore_weights(folder, model)
     if store is not None:
         restore_tables(folder, store)

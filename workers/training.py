@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
 from typing import Literal
@@ -22,6 +23,7 @@ from memory_store.client import StoreClient
 from memory_store.cuts import complete_cuts, cut_folder, cut_step
 from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import access_map, touched_share
+from memory_store.table_handle import TableHandle
 from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
 from workers.corpus import Corpus, open_corpus
@@ -38,6 +40,7 @@ from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.table_placement import HitRate, placed_tables
 from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.training_map import TrainingMap
@@ -61,9 +64,10 @@ class _Loss(nn.Module):
         return self.model.loss(inputs, targets)
 
 
-def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
-    """The job's model with its first weights, its memory layers reading the tables of `store`."""
-    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+def build_model(
+    job: JobSpec, corpus: Corpus, tables: Mapping[str, TableHandle], device: torch.device
+) -> Transformer:
+    """The job's model with its first weights, its memory layers reading `tables`."""
     model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
     return model.to(device)
 
@@ -85,7 +89,9 @@ class Trainer:
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
-        self.model = build_model(job, self.corpus, store, ranks.device)
+        tables = placed_tables(job, store, ranks.device) if store is not None else {}
+        self._hit_rate = HitRate(tables)
+        self.model = build_model(job, self.corpus, tables, ranks.device)
         self.parallel: nn.Module = _Loss(self.model)
         if ranks.world > 1:
             # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
@@ -208,6 +214,7 @@ class Trainer:
             values_learning_rate=values_rate,
             values_gradient_norm=values_norm,
             memory_usage=self._recent_usage(),
+            cache_hit_rate=self._hit_rate.since_last_asked(),
             skipped=skipped or None,
         )
 

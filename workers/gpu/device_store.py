@@ -11,6 +11,7 @@ The device needs room for values, state and 4 bytes a row; the host for the same
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,16 +25,17 @@ from memory_store.calls import ReplyType, Waiting
 from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.client import StoreClient
 from memory_store.cuts import CutFile
-from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
+from memory_store.errors import NonFiniteGradientError, PkmError, StoreError, UsageError
 from memory_store.kernels import FloatArray
 from memory_store.lookups import Lookup
 from memory_store.placement import BUCKETS, Placement, bucket_capacity
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
+from memory_store.shard_metrics import ShardMetrics
 from memory_store.table import TablePart
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
-from memory_store.table_steps import StepResult
+from memory_store.table_steps import StepResult, check_step, clip_scales
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
 from workers.tensor_tables import TensorTable
@@ -42,15 +44,19 @@ from workers.tensor_tables import TensorTable
 class DeviceStore(StoreClient):
     """`specs` on `device`, with their first values; this process is their only writer, and has taken over."""
 
-    def __init__(self, specs: Sequence[TableSpec], device: torch.device) -> None:
+    def __init__(
+        self, specs: Sequence[TableSpec], device: torch.device, metrics: ShardMetrics | None = None
+    ) -> None:
         if any(spec.dtype == "float64" for spec in specs):
             raise UsageError("Tables on a device are float32 or bfloat16; keep float64 ones in shards.")
         self._core = ShardCore(specs, Placement.even(1), 0, incarnation="embedded")
-        super().__init__([InProcessCarrier(ShardHost(self._core))], specs, Placement.even(1))
+        image = InProcessCarrier(ShardHost(self._core, metrics=metrics))
+        super().__init__([image], specs, Placement.even(1))
         self.device = device
         self._rows = {name: _tensors(part, device) for name, part in self._core.tables.items()}
         self._pending: dict[str, list[RowGradients]] = {name: [] for name in self.specs}
         self._finite: list[Tensor] = []
+        self._cut: Waiting[list[CutFile]] = list
         self._upload()
         self.take_over()
 
@@ -81,12 +87,16 @@ class DeviceStore(StoreClient):
         self._upload()
 
     def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
-        """See `StoreClient.begin_cut`. The cut before must have come to its end: it is written from the same image."""
+        """See `StoreClient.begin_cut`. Waits for the end of the cut before, which is written from the same image."""
+        with suppress(PkmError):  # who began it hears of it
+            self._cut()
+        self._core.begin_replacing()
         for name, part in self._core.tables.items():
             for array, tensor in _pairs(part, self._rows[name]):
                 torch.from_numpy(array).copy_(tensor)
         self._core.restore(self.version, self._core.group_state())
-        return super().begin_cut(folder)
+        self._cut = super().begin_cut(folder)
+        return self._cut
 
     def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
         if isinstance(request, m.CountTouched):
@@ -118,38 +128,36 @@ class DeviceStore(StoreClient):
         self, learning_rates: Mapping[str, float], clip_norms: Mapping[str, float] | None = None
     ) -> StepResult:
         """See `StoreClient.step`."""
-        if set(learning_rates) != set(self.specs) or not set(clip_norms or {}) <= set(self.specs):
-            raise UsageError(
-                f"Learning rates {dict(learning_rates)} and clipping norms {dict(clip_norms or {})} came; "
-                f"the tables are {', '.join(self.specs)}, and each needs a learning rate."
-            )
-        norms: dict[str, float] = {}
+        check_step(self.specs, learning_rates, clip_norms or {})
         if refusal := self.refusal():
             raise refusal
-        for name, spec in self.specs.items():
-            gradients = _joined(self._pending[name], spec.dim, self.device)
-            scale = torch.ones((), device=self.device)
-            if clip_norms:
-                norm = squared_norm(gradients).sqrt()
-                norms[name] = float(norm)
-                if name in clip_norms:
-                    scale = (clip_norms[name] / (norm + 1e-6)).clamp(max=1.0)
+        gradients = {name: _joined(parts) for name, parts in self._pending.items() if parts}
+        norms: dict[str, float] = {}
+        scales = dict.fromkeys(self.specs, 1.0)
+        if clip_norms:
+            norms = dict.fromkeys(self.specs, 0.0)
+            norms |= {name: float(squared_norm(rows).sqrt()) for name, rows in gradients.items()}
+            scales = dict(zip(norms, clip_scales(norms, clip_norms, self.version), strict=True))
+        for name, rows in gradients.items():
             update_rows(
-                spec.optimizer,
+                self.specs[name].optimizer,
                 self._rows[name],
-                gradients,
+                rows,
                 step=self.version + 1,
                 learning_rate=learning_rates[name],
-                scale=scale,
-                seed=spec.seed,
+                scale=torch.tensor(scales[name], device=self.device),
+                seed=self.specs[name].seed,
             )
         self._forget()
         self.version += 1
+        self._changed()
         return StepResult(self.version, norms)
 
     def skip_step(self) -> None:
+        """See `StoreClient.skip_step`."""
         self._forget()
         self.version += 1
+        self._changed()
 
     def refusal(self) -> NonFiniteGradientError | None:
         """Whether a contribution to this step was not finite: the one wait for the device in a step."""
@@ -242,11 +250,8 @@ def _pairs(part: TablePart, rows: RowTensors) -> list[tuple[NDArray[Any], Tensor
     ]
 
 
-def _joined(parts: Sequence[RowGradients], dim: int, device: torch.device) -> RowGradients:
-    """The gradients of all lookups of a step, in their order."""
-    if not parts:
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return RowGradients(nothing, nothing, nothing.float(), torch.empty(0, dim, device=device))
+def _joined(parts: Sequence[RowGradients]) -> RowGradients:
+    """The gradients of all lookups of a step, at least one, in their order."""
     if len(parts) == 1:
         return parts[0]
     firsts = np.cumsum([0, *(part.vectors.shape[0] for part in parts)]).tolist()

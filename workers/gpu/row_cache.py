@@ -1,9 +1,10 @@
 """Which rows of a table are kept on the device: the ones that were looked up most, and whether they are still what they were.
 
-Pure bookkeeping in arrays on the host, by address. A row has a *slot*, or none; a slot is *fresh* if its copy is of the
-version that lookups read now. Who has touched a row with an update must say so; the slot is then stale until it is filled
-again. Lookups count every different row once. `choose` gives the slots to the rows with the highest counts and halves all
-counts, so that rows which were hot long ago give way.
+Pure bookkeeping in arrays on the host, by address: 8 bytes for every row of the table. A row has a *slot*, or none; a slot is
+*fresh* if its copy is of the version that lookups read now. Who has touched a row with an update must say so; the slot is
+then stale until it is filled again. Lookups count every different row once. `choose` gives the slots to the rows with the
+highest counts and halves all counts, so that rows which were hot long ago give way; what it costs depends on the rows that
+were looked up lately, not on the size of the table.
 """
 
 from __future__ import annotations
@@ -23,12 +24,9 @@ class RowCache:
         self._address_of: NDArray[np.int64] = np.full(self.capacity, -1, dtype=np.int64)
         self._fresh: NDArray[np.bool_] = np.zeros(self.capacity, dtype=np.bool_)
         self._counts: NDArray[np.uint32] = np.zeros(addresses, dtype=np.uint32)
-        self.hits = self.looked_up = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the different rows of all lookups so far that were found."""
-        return self.hits / self.looked_up if self.looked_up else 0.0
+        # The rows with a count above 0, each once.
+        self._counted: list[NDArray[np.uint32]] = []
+        self.found = self.looked_up = 0
 
     def slots(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
         """The slot of each row, fresh or not, or NO_SLOT."""
@@ -36,10 +34,12 @@ class RowCache:
 
     def find(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
         """The fresh slot of each of the distinct rows, or NO_SLOT; counts the rows."""
+        self._counted.append(addresses[self._counts[addresses] == 0])
         self._counts[addresses] += np.uint32(1)
         slots = self._slot_of[addresses]
-        found = np.where((slots != NO_SLOT) & self._is_fresh(slots), slots, np.int32(NO_SLOT))
-        self.hits += int(np.count_nonzero(found != NO_SLOT))
+        # NO_SLOT names the last slot here, so both must hold.
+        found = np.where((slots != NO_SLOT) & self._fresh[slots], slots, np.int32(NO_SLOT))
+        self.found += int(np.count_nonzero(found != NO_SLOT))
         self.looked_up += addresses.size
         return found
 
@@ -62,25 +62,24 @@ class RowCache:
 
     def choose(self) -> None:
         """Give the slots to the rows that were looked up most; those that had one keep it, with their copy."""
-        if self.capacity == 0:
-            return
-        first = self._counts.size - self.capacity
-        hottest = np.argpartition(self._counts, first)[first:] if first else np.arange(self._counts.size)
-        hottest = hottest[self._counts[hottest] > 0]
-        chosen = np.zeros(self._counts.size, dtype=np.bool_)
-        chosen[hottest] = True
-        held = self._address_of >= 0
-        leaving = np.flatnonzero(held & ~chosen[np.where(held, self._address_of, 0)])
+        counted = np.concatenate([np.empty(0, dtype=np.uint32), *self._counted])
+        hottest = counted
+        if counted.size > self.capacity:
+            first = counted.size - self.capacity
+            hottest = counted[np.argpartition(self._counts[counted], first)[first:]]
+        self._give_slots(hottest)
+        self._counts[counted] >>= np.uint32(1)
+        self._counted = [counted[self._counts[counted] > 0]]
+
+    def _give_slots(self, rows: NDArray[np.uint32]) -> None:
+        """These rows have the slots, and no others."""
+        kept = np.zeros(self.capacity, dtype=np.bool_)
+        held = self._slot_of[rows]
+        kept[held[held != NO_SLOT]] = True
+        leaving = np.flatnonzero(~kept & (self._address_of >= 0))
         self._slot_of[self._address_of[leaving]] = NO_SLOT
         self._address_of[leaving] = -1
-        entering = hottest[self._slot_of[hottest] == NO_SLOT]
-        free = np.flatnonzero(self._address_of < 0)[: entering.size]
+        entering = rows[held == NO_SLOT]
+        free = np.flatnonzero(~kept)[: entering.size]
         self._address_of[free], self._slot_of[entering] = entering, free
-        self._fresh[free] = False
-        self._fresh[leaving] = False
-        self._counts >>= np.uint32(1)
-
-    def _is_fresh(self, slots: NDArray[np.int32]) -> NDArray[np.bool_]:
-        if self.capacity == 0:
-            return np.zeros(slots.size, dtype=np.bool_)
-        return self._fresh[slots]  # NO_SLOT names the last slot, and is told apart by who calls
+        self._fresh[~kept] = False
