@@ -364,6 +364,14 @@ class JobSpec(_Spec):
         """Bytes of all rows over all shards: values, optimizer state and access statistics."""
         return sum(table.rows * table.bytes_per_row for table in self.tables())
 
+    def device_bytes(self) -> int:
+        """Bytes of the tables, or of copies of their rows, on a trainer's device; see memory.placement."""
+        if self.memory is None or self.memory.placement == "host":
+            return 0
+        if self.memory.placement == "gpu":
+            return self.table_bytes()
+        return sum(4 * table.dim * min(self.memory.cached_rows, table.rows) for table in self.tables())
+
     def twin(self, kind: Literal["dense", "deep"]) -> JobSpec:
         """The same job without memory, to compare with: equal layers ("dense") or twice as many ("deep")."""
         suffix = f"-{kind}"

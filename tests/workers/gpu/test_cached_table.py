@@ -150,6 +150,7 @@ def test_of_float64_tables_there_are_no_copies() -> None:
 # ---- shards in other processes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_copies_of_two_trainers_outlive_killed_shards(tmp_path: Path, in_place: bool) -> None:

@@ -9,12 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from memory_store.cuts import complete_cuts, cut_folder
+from memory_store.errors import UsageError
 from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
+from workers.preflight import check_job
 from workers.report import Report, read_records
 from workers.run_folder import RunFolder
 from workers.trained_model import load_trained_model
 from workers.trainer_group import train
+
+pytestmark = pytest.mark.timeout(300)
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "host": {},
@@ -81,6 +85,7 @@ def test_a_job_on_the_device_learns_as_one_in_shards(corpus: Path, on_host: Path
     assert load_trained_model(RunFolder(tmp_path / "run")).step == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["cached", "gpu"])
 def test_a_job_resumed_from_its_cut_ends_with_the_same_bytes(
     corpus: Path, tmp_path: Path, placement: str
@@ -93,6 +98,7 @@ def test_a_job_resumed_from_its_cut_ends_with_the_same_bytes(
     assert bytes_of(folder) == expected
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_with_another_placement(corpus: Path, on_host: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_job(job_of(corpus, "gpu", train__steps=12), folder)
@@ -126,3 +132,16 @@ def test_what_can_not_be_is_refused(corpus: Path, placement: str, changes: dict[
     settings = {"store__shards": 1, **PLACEMENTS[placement], **changes}
     with pytest.raises(ValidationError, match=why):
         small_job(corpus, **settings)
+
+
+def test_what_the_device_has_no_room_for_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(corpus, "gpu")
+    assert job.device_bytes() == job.table_bytes()
+    assert job_of(corpus, "cached").device_bytes() == 200 * 32 * 4
+    assert job_of(corpus, "cached", memory__cached_rows=10**6).device_bytes() == 32 * 32 * 32 * 4
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, job.device_bytes() - 1))
+    check_job(job_of(corpus, "host"))
+    check_job(job_of(corpus, "cached"))
+    with pytest.raises(UsageError, match="use placement host, or cached with fewer cached_rows"):
+        check_job(job)
