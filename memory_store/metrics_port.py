@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from memory_store.durable_files import replace_file
 from memory_store.errors import UsageError
+from memory_store.loopback import is_loopback
 
 Page = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # a WSGI application
 _CLIENT_TIMEOUT_S = 10.0
@@ -84,7 +84,7 @@ class MetricsPort:
     """
 
     def __init__(self, pages: Mapping[str, Page], host: str, port: int, door: Door) -> None:
-        if not _is_loopback(host) and not (door.token_digest and door.certificate):
+        if not is_loopback(host) and not (door.token_digest and door.certificate):
             raise UsageError(
                 f"The metrics at {host} could be read from other machines, which needs TLS and a token; give a "
                 "certificate and its key, or use 127.0.0.1."
@@ -166,10 +166,3 @@ def _tls(door: Door) -> ssl.SSLContext:
     finally:
         os.close(descriptor)
     return context
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memory_store.errors import UsageError
+from memory_store.loopback import is_loopback
 from service.client import Client
-from service.jobs.server import is_loopback
 
 DEFAULT_PORT, DEFAULT_PAGE_PORT = 7070, 7071
 SERVER, TOKEN_FILE, CERTIFICATE, PROFILE = "PKM_SERVER", "PKM_TOKEN_FILE", "PKM_CERTIFICATE", "PKM_PROFILE"

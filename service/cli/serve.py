@@ -84,10 +84,11 @@ def serve(
 
     from memory_store.durable_files import replace_file
     from memory_store.errors import UsageError
+    from memory_store.loopback import is_loopback
     from service.jobs import ray_head
     from service.jobs.folder import ServiceFolder
     from service.jobs.scheduling import Quotas
-    from service.jobs.server import Certificate, is_loopback
+    from service.jobs.server import Certificate
     from service.jobs.serving import Settings
     from service.jobs.serving import serve as serve_jobs
     from service.profile import default_folder

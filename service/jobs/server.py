@@ -6,7 +6,6 @@ start. Nothing but the health service answers without a token.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from memory_store.errors import UsageError
+from memory_store.loopback import is_loopback
 from service.jobs.api import SERVICE, JobApi
 from service.jobs.door import Door
 from service.jobs.tokens import Tokens
@@ -45,14 +45,6 @@ class Certificate:
 
     chain: Path
     key: Path
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def start_server(

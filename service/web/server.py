@@ -16,8 +16,9 @@ from pathlib import Path
 from aiohttp import web
 
 from memory_store.errors import UsageError
+from memory_store.loopback import is_loopback
 from service.jobs.api import JobApi
-from service.jobs.server import Certificate, is_loopback
+from service.jobs.server import Certificate
 from service.jobs.tokens import Tokens
 from service.web.calls import PageCalls
 from service.web.door import Door, names_of

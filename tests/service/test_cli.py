@@ -1,6 +1,7 @@
 """What every command promises: help with an example, exit codes, clean output, no traceback."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -201,6 +202,25 @@ assert not heavy(), heavy()
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--twin" in done.stdout.splitlines()
+
+
+def test_asking_a_service_loads_neither_torch_nor_ray(tmp_path: Path):
+    program = """
+import sys
+import service.cli
+try:
+    service.cli.app(["list", "--server", "127.0.0.1:1"], prog_name="pkm")
+except SystemExit as end:
+    assert end.code == 3, end.code
+loaded = [name for name in ("torch", "ray", "matplotlib") if name in sys.modules]
+assert not loaded, loaded
+"""
+    (tmp_path / "token").write_text("a token")
+    environment = os.environ | {"PKM_TOKEN_FILE": str(tmp_path / "token")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_jobs_are_completed_with_their_ids_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
