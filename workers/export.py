@@ -30,8 +30,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
+from memory_store.table_handle import TableHandle
 from workers.exported.pkm_model import PREFIX
 from workers.run_folder import RunFolder
 from workers.tokenizer import END_OF_TEXT, END_OF_TEXT_ID

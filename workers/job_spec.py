@@ -211,6 +211,38 @@ class JobSpec(Spec):
 
     @field_validator("store")
     @classmethod
+    def _table_on_device_is_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "gpu" and (store.carrier, store.shards) != ("in_process", 1):
+            sentence = (
+                f"memory.placement gpu keeps the table in the only trainer, so carrier {store.carrier} with "
+                f"{store.shards} shards can't serve it; use carrier in_process and shards 1, or placement cached"
+            )
+            impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("train")
+    @classmethod
+    def _only_rows_in_shards(cls, train: TrainSpec, info: ValidationInfo) -> TrainSpec:
+        memory = info.data.get("memory")
+        if train.only_rows is not None and memory and memory.placement != "host":
+            sentence = f"rows are updated in shards alone; use memory.placement host, not {memory.placement}"
+            impossible("only_rows", train.only_rows, sentence)
+        return train
+
+    @field_validator("store")
+    @classmethod
+    def _copies_are_of_rows(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "cached" and store.lookup == "pool":
+            sentence = (
+                "memory.placement cached fetches rows, and pool returns sums of them; use fetch or auto"
+            )
+            impossible("lookup", store.lookup, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
     def _log_needs_processes(cls, store: StoreSpec) -> StoreSpec:
         if store.durability == "log" and store.carrier == "in_process":
             sentence = (
@@ -248,6 +280,14 @@ class JobSpec(Spec):
     def table_bytes(self) -> int:
         """Bytes of all rows over all shards: values, optimizer state and access statistics."""
         return sum(table.rows * table.bytes_per_row for table in self.tables())
+
+    def device_bytes(self) -> int:
+        """Bytes of the tables, or of copies of their rows, on a trainer's device; see memory.placement."""
+        if self.memory is None or self.memory.placement == "host":
+            return 0
+        if self.memory.placement == "gpu":
+            return self.table_bytes()
+        return sum(4 * table.dim * min(self.memory.cached_rows, table.rows) for table in self.tables())
 
     def twin(self, kind: Literal["dense", "deep"]) -> JobSpec:
         """The same job without memory, to compare with: equal layers ("dense") or twice as many ("deep")."""

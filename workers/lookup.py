@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
-from memory_store.lookups import Lookup
+from memory_store.table_handle import TableHandle
+from workers.tensor_tables import HostLookup, TensorLookup, TensorTable, host_array
 
 
 def begin_lookup(
@@ -72,8 +71,17 @@ def _begin_partly_learning(
 class _Exchange:
     """What `_Ask` and `_Take` begin for each other."""
 
-    sums: Waiting[Lookup]
-    weight_gradient: Waiting[NDArray[Any]]
+    sums: Waiting[TensorLookup]
+    weight_gradient: Waiting[Tensor]
+
+
+def _begin(
+    table: TableHandle, rows: Tensor, weights: Tensor, keep: bool, track: bool
+) -> Waiting[TensorLookup]:
+    if isinstance(table, TensorTable):
+        return table.begin_tensor_lookup(rows, weights.detach(), keep=keep, track=track)
+    found = table.begin_lookup(host_array(rows), host_array(weights), keep=keep, track=track)
+    return lambda: HostLookup(found(), weights)
 
 
 class _Ask(torch.autograd.Function):
@@ -90,14 +98,13 @@ class _Ask(torch.autograd.Function):
         exchange: _Exchange,
     ) -> Tensor:
         ctx.exchange = exchange
-        exchange.sums = table.begin_lookup(_array(rows), _array(weights), keep=keep, track=track)
+        exchange.sums = _begin(table, rows, weights, keep, track)
         return weights.new_empty(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ticket_gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        weight_gradient = torch.from_numpy(ctx.exchange.weight_gradient())
-        return weight_gradient.to(ticket_gradient), None, None, None, None, None
+        return ctx.exchange.weight_gradient().to(ticket_gradient), None, None, None, None, None
 
 
 class _Take(torch.autograd.Function):
@@ -106,22 +113,18 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
         ctx.exchange, ctx.found = exchange, exchange.sums()
-        return torch.from_numpy(ctx.found.output).to(ticket)
+        output: Tensor = ctx.found.output.to(ticket)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
-        found: Lookup | None = ctx.found
+        found: TensorLookup | None = ctx.found
         if found is None:
             raise UsageError(
                 "A backward pass went through one memory lookup twice, which would count its row gradients "
                 "twice; run the forward pass again, or add the losses up and call backward once."
             )
         ctx.found = None
-        ctx.exchange.weight_gradient = found.begin_backward(_array(output_gradient))
+        ctx.exchange.weight_gradient = found.begin_backward(output_gradient)
         return output_gradient.new_empty(0), None
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The numbers of a tensor, in host memory and in C order."""
-    return tensor.detach().cpu().contiguous().numpy()

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
+from memory_store.table_handle import TableHandle
 from workers.flat_keys import FlatKeys
 from workers.initialization import seeded_linear
 from workers.lookup import begin_lookup

@@ -101,6 +101,11 @@ class MemorySpec(Spec):
     """One value table for all memory layers; false: one for each."""
     revive_dead_after: int | None = Field(default=None, ge=1, le=1 << 40)
     """Steps without any selection after which a sub-key is re-seeded from one that is used often; null: never."""
+    placement: Literal["host", "gpu", "cached"] = "host"
+    """host: the table lies in its shards. gpu: whole on the device of the only trainer; needs store.carrier in_process.
+    cached: in its shards, with exact copies of the hottest rows on the device."""
+    cached_rows: int = Field(default=65_536, ge=1)
+    """Rows of each table that have copies on every trainer's device with placement cached."""
     values: ValuesSpec = Field(default_factory=ValuesSpec)
 
     @field_validator("layers")
@@ -185,6 +190,16 @@ class MemorySpec(Spec):
                 {"keys": keys, "expansion": expansion},
             )
         return expansion
+
+    @field_validator("placement")
+    @classmethod
+    def _revived_rows_are_in_shards(cls, placement: str, info: ValidationInfo) -> str:
+        if placement != "host" and info.data.get("revive_dead_after") is not None:
+            raise PydanticCustomError(
+                "impossible",
+                "rows are re-seeded in shards alone; use placement host, or leave revive_dead_after out",
+            )
+        return placement
 
     @field_validator("revive_dead_after")
     @classmethod

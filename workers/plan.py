@@ -157,7 +157,12 @@ def check_network(job: JobSpec, network: Network) -> None:
 
 
 def make_plan(job: JobSpec, calibration: Calibration, network: Network) -> Plan:
-    """Predict one step of `job`, its shards and trainers as many as the job says."""
+    """Predict one step of `job`, its shards and trainers as many as it says. Raises UsageError for tables on a device."""
+    if job.memory is not None and job.memory.placement != "host":
+        raise UsageError(
+            f"A plan is of tables in host memory, not of memory.placement {job.memory.placement}; "
+            "set memory.placement=host to plan the job as it would be with them there."
+        )
     return _Planner(job, calibration, network).plan()
 
 

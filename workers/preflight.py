@@ -24,6 +24,8 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
+    if job.device_bytes():
+        _check_device_memory(job)
 
 
 def check_corpus(job: JobSpec) -> None:
@@ -43,4 +45,17 @@ def _check_cuda(job: JobSpec) -> None:
         setting = "device: cuda" if job.train.device == "cuda" else "precision: bfloat16"
         raise UsageError(
             f"train.{setting} needs a CUDA device, and none is usable here; use device: auto and precision: float32."
+        )
+
+
+def _check_device_memory(job: JobSpec) -> None:
+    import torch
+
+    if job.train.device == "cpu" or not torch.cuda.is_available():
+        return
+    _, device_bytes = torch.cuda.mem_get_info()
+    if job.device_bytes() > device_bytes:
+        raise UsageError(
+            f"memory.placement puts {job.device_bytes() / 2**30:.1f} GiB on a device of {device_bytes / 2**30:.1f} GiB; "
+            "use placement host, or cached with fewer cached_rows."
         )

@@ -34,7 +34,8 @@ class Progress:
 class StepRecord(BaseModel):
     """One line of metrics.jsonl. `step` counts finished steps; the fields from `validation_perplexity` on stand only
     on lines of steps after which there was an evaluation. `memory_usage` is the share of rows that were updated in the
-    last 100 steps; `skipped` says that the step changed nothing, because its gradient was not finite."""
+    last 100 steps; `cache_hit_rate` the share of the different rows of the step's lookups that had a copy on the device of
+    trainer 0 (memory.placement cached); `skipped` says that the step changed nothing, because its gradient was not finite."""
 
     # The loss of a skipped step may be NaN, which JSON has no number for.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -48,6 +49,7 @@ class StepRecord(BaseModel):
     values_learning_rate: float | None = None
     values_gradient_norm: float | None = None
     memory_usage: float | None = None
+    cache_hit_rate: float | None = None
     skipped: bool | None = None
     validation_perplexity: float | None = None
     validation_usage: float | None = None
@@ -74,7 +76,7 @@ class Report(BaseModel):
     has last updated them. `tokens_per_second` is the rate of training steps, without
     evaluations and cuts; `wall_seconds` is everything from start to end. `restarts` counts those of drivers and of
     trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why), `steps_skipped` the steps whose
-    gradient was not finite.
+    gradient was not finite. `cache_hit_rate` is the mean of that of the steps, null unless memory.placement is cached.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +89,7 @@ class Report(BaseModel):
     top1_share: float | None
     dead_slots: int | None
     slot_ages: dict[str, list[AgeRange]] = {}
+    cache_hit_rate: float | None = None
     final_loss: float
     tokens_per_second: float
     train_seconds: float

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
+from memory_store.table_handle import TableHandle
 from workers.lookup import begin_lookup
 
 SlotKind = Literal["values", "experts"]

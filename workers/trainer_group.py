@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import ray
 import torch
@@ -35,7 +36,6 @@ from memory_store.errors import (
     error_named,
 )
 from memory_store.metrics_port import Scrape
-from memory_store.opening import in_process_store
 from memory_store.shard_metrics import ShardMetrics
 from workers.attempts import ATTEMPTS, ATTEMPTS_IN_VAIN_MAX, count_attempt
 from workers.events import count_events, read_events, tell
@@ -50,6 +50,7 @@ from workers.preflight import check_corpus, check_job
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, Progress, Report, last_record, last_records, read_records
 from workers.run_folder import RunFolder
+from workers.table_placement import store_in_process
 from workers.trainer_metrics import TrainerMetrics, in_place_metrics
 from workers.training import Trainer
 from workers.training_cut import latest_cut
@@ -125,11 +126,10 @@ def train(
 
 def _train_here(job: JobSpec, run: RunFolder, metrics: JobMetrics) -> _Outcome | None:
     counted = TrainerMetrics(metrics.registry, job.train.batch_tokens)
-    store = None
+    device, store = _device(job), None
     if job.memory:
-        shards = ShardMetrics(metrics.registry, "in_process")
-        store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup, metrics=shards)
-    return _run_trainer(job, run, Ranks(device=_device(job)), store, counted)
+        store = store_in_process(job, device, ShardMetrics(metrics.registry, "in_process"))
+    return _run_trainer(job, run, Ranks(device=device), store, counted)
 
 
 def _run_trainer(
@@ -381,6 +381,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
     tables = list(outcome.evaluation.memory.values())
     count = max(1, len(tables))
     train_seconds = sum(record.seconds for record in records)
+    hits = [record.cache_hit_rate for record in records if record.cache_hit_rate is not None]
     return Report(
         name=job.name,
         test_perplexity=outcome.evaluation.perplexity,
@@ -390,6 +391,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
         top1_share=sum(table.top1_share for table in tables) / count if tables else None,
         dead_slots=sum(table.dead_slots for table in tables) if tables else None,
         slot_ages=outcome.evaluation.slot_ages,
+        cache_hit_rate=fmean(hits) if hits else None,
         final_loss=records[-1].loss,
         tokens_per_second=job.train.batch_tokens * len(records) / train_seconds,
         train_seconds=train_seconds,

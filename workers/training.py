@@ -24,7 +24,7 @@ from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import access_map, touched_share
 from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
-from workers.corpus import Corpus, open_corpus
+from workers.corpus import open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
@@ -41,10 +41,11 @@ from workers.revival import Revival
 from workers.revival_trail import forget_revivals_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.table_placement import HitRate, placed_tables
 from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.training_map import TrainingMap
-from workers.transformer import Transformer
+from workers.transformer import Transformer, build_model
 
 MAP_SIDE_MAX = 512
 USAGE_WINDOW_STEPS = 100
@@ -64,13 +65,6 @@ class _Loss(nn.Module):
         return self.model.loss(inputs, targets)
 
 
-def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
-    """The job's model with its first weights, its memory layers reading the tables of `store`."""
-    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
-    model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
-    return model.to(device)
-
-
 class Trainer:
     """One trainer of a job; see the module."""
 
@@ -88,7 +82,9 @@ class Trainer:
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
-        self.model = build_model(job, self.corpus, store, ranks.device)
+        tables = placed_tables(job, store, ranks.device) if store is not None else {}
+        self._hit_rate = HitRate(tables)
+        self.model = build_model(job, self.corpus.info.vocabulary_size, tables, ranks.device)
         if job.train.only_rows is not None:
             freeze_all_but_rows(self.model, self.model.memories(), run, job.train.only_rows)
         self.parallel: nn.Module = _Loss(self.model)
@@ -218,6 +214,7 @@ class Trainer:
             values_learning_rate=values_rate,
             values_gradient_norm=values_norm,
             memory_usage=self._recent_usage(),
+            cache_hit_rate=self._hit_rate.since_last_asked(),
             skipped=skipped or None,
         )
 

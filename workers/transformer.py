@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
+from memory_store.table_handle import TableHandle
 from workers.initialization import seeded_linear
-from workers.job_spec import ModelSpec
+from workers.job_spec import JobSpec, ModelSpec
 from workers.memory_layer import MemoryLayer
 from workers.memory_spec import MemorySpec
 
@@ -231,3 +231,10 @@ def _seed(*names: int) -> int:
 
 def _generator(*names: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed(*names))
+
+
+def build_model(
+    job: JobSpec, vocabulary_size: int, tables: Mapping[str, TableHandle], device: torch.device
+) -> Transformer:
+    """A job's model with its first weights, its memory layers reading `tables`."""
+    return Transformer(job.model, job.memory, vocabulary_size, tables, job.seed).to(device)

@@ -129,6 +129,8 @@ def print_report(report: Report, folder: RunFolder, *, json: bool) -> None:
             "KL to uniform": f"{report.kl_to_uniform:.3f} nats",
             "top 1 % share": share(report.top1_share),
         }
+    if report.cache_hit_rate is not None:
+        figures["found on the device"] = f"{share(report.cache_hit_rate)} of the rows looked up"
     figures |= {
         "tokens/s": f"{report.tokens_per_second:,.0f}",
         "report": str(folder.report_path),
