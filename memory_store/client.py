@@ -122,6 +122,10 @@ class StoreClient:
             raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
         return TableHandle(self, self.specs[name])
 
+    def send_through(self, wrap: Callable[[int, Carrier], Carrier]) -> None:
+        """Send what goes to a shard from now on through what `wrap` makes of its number and its carrier."""
+        self._carriers = [wrap(shard, carrier) for shard, carrier in enumerate(self._carriers)]
+
     # ---- joining -------------------------------------------------------------------------------------------
 
     def take_over(self, writers: int = 1) -> m.Sender:
