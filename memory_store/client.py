@@ -72,7 +72,8 @@ class StoreClient:
         self.writers = 1
         self.sender = m.Sender("", 0, 0)
         self._carriers = list(carriers)
-        self._bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
+        # Of each table, the first address of every shard, and the end: int64 [S + 1].
+        self.bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
         self._lookup_kind = lookup
         self._mapped = mapped
         self._remapped = remapped
@@ -94,13 +95,13 @@ class StoreClient:
             raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
         return TableHandle(self, self.specs[name])
 
-    def address_bounds(self, table: str) -> NDArray[np.int64]:
-        """The first address of every shard for a table, and the end: int64 `[S + 1]`."""
-        return self._bounds[table]
-
     def _changed(self, *, replaced: bool = False) -> None:
         for told in self.on_change:
             told(replaced)
+
+    def send_through(self, wrap: Callable[[int, Carrier], Carrier]) -> None:
+        """Send what goes to a shard from now on through what `wrap` makes of its number and its carrier."""
+        self._carriers = [wrap(shard, carrier) for shard, carrier in enumerate(self._carriers)]
 
     # ---- joining -------------------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class StoreClient:
     ) -> Waiting[Lookup]:
         """See `TableHandle.begin_lookup`."""
         self._raise_failed()
-        entries = Entries.of(spec, rows, weights, self._bounds[spec.name])
+        entries = Entries.of(spec, rows, weights, self.bounds[spec.name])
         if self._mapped is not None and self.reads_in_place and not track:
             return self._pool_in_place(self._mapped, spec, entries, keep=keep)
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
@@ -204,7 +205,7 @@ class StoreClient:
                 return rows
 
             return self._read_in_place(self._mapped, spec, addresses.size, gather)
-        edges = np.searchsorted(addresses, self._bounds[spec.name])
+        edges = np.searchsorted(addresses, self.bounds[spec.name])
         parts = [addresses[begin:end] for begin, end in pairwise(edges)]
         nothing, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
         futures = self._send(
@@ -321,7 +322,7 @@ class StoreClient:
         addresses = addresses_of(rows, spec.rows)
         order = np.argsort(addresses)
         addresses, values = addresses[order], np.ascontiguousarray(values[order], dtype=spec.compute_dtype)
-        edges = np.searchsorted(addresses, self._bounds[table])
+        edges = np.searchsorted(addresses, self.bounds[table])
         for shard, (begin, end) in enumerate(pairwise(edges)):
             part = slice(int(begin), int(end))
             self.contribute(shard, m.ReplaceRows, table=table, addresses=addresses[part], values=values[part])

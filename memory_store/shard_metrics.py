@@ -23,6 +23,7 @@ from memory_store.metric_registry import (
 )
 from memory_store.shard import ShardCore
 from memory_store.table import TablePart
+from memory_store.traffic import rows_and_bytes
 
 REQUESTS = tuple(kind.__name__ for kind in get_args(m.Request))
 _UPDATES = {
@@ -138,28 +139,20 @@ class ShardMetrics:
         self.requests.labels(type(request).__name__, type(reply).__name__ if failed else "ok").inc()
         if failed:
             return
-        match request, reply:
-            case m.Fetch(), m.Rows():
-                rows = request.addresses.size
-                self.lookups.count(request.table, "fetch", rows, reply.values.nbytes, seconds)
-            case m.Pool(), m.Rows():
-                rows = request.addresses.size
-                self.lookups.count(request.table, "pool", rows, reply.values.nbytes, seconds)
-            case (
-                (m.PoolGradient() | m.RowGradient() | m.EntryGradient() | m.ReplaceRows() | m.Commit()),
-                _,
-            ) if duplicate:
+        rows, size_bytes = rows_and_bytes(request, reply)
+        match request:
+            case m.Fetch():
+                self.lookups.count(request.table, "fetch", rows, size_bytes, seconds)
+            case m.Pool():
+                self.lookups.count(request.table, "pool", rows, size_bytes, seconds)
+            case m.PoolGradient() | m.RowGradient() | m.EntryGradient() | m.ReplaceRows() | m.Commit() if (
+                duplicate
+            ):
                 self.duplicates.inc()
-            case m.Commit(), _:
+            case m.Commit():
                 self.commits.inc()
-            case m.RowGradient(), _:
-                self._count_update(request, request.addresses.size, request.gradients.nbytes)
-            case m.EntryGradient(), _:
-                self._count_update(request, request.addresses.size, request.output_gradient.nbytes)
-            case m.ReplaceRows(), _:
-                self._count_update(request, request.addresses.size, request.values.nbytes)
-            case m.PoolGradient(), m.WeightGradient():
-                self._count_update(request, reply.gradient.size, request.output_gradient.nbytes)
+            case m.RowGradient() | m.EntryGradient() | m.PoolGradient() | m.ReplaceRows():
+                self._count_update(request, rows, size_bytes)
 
     def _count_update(self, request: m.Contributing, entries: int, size_bytes: int) -> None:
         labels = _UPDATES[type(request)], self._carrier

@@ -102,6 +102,8 @@ class TrainSpec(Spec):
     """Steps between two cuts (checkpoints); one more is made at the end."""
     keep_cuts: int = Field(default=2, ge=2)
     """Cuts kept; at least 2, so that a damaged one is never the only one."""
+    trace_every: int = Field(default=0, ge=0)
+    """Every how many steps one is traced through all processes (OpenTelemetry; needs pkm[traces]); 0: none."""
 
     @field_validator("device")
     @classmethod

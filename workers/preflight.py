@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from memory_store.errors import UsageError
+from memory_store.traces import check_installed
 from workers.corpus import open_corpus
 from workers.job_spec import JobSpec
 
@@ -15,6 +16,7 @@ from workers.job_spec import JobSpec
 def check_job(job: JobSpec) -> None:
     """Raises UsageError for a job that can't run on this machine."""
     check_corpus(job)
+    check_traces(job)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if job.table_bytes() > memory_bytes:
         raise UsageError(
@@ -36,6 +38,12 @@ def check_corpus(job: JobSpec) -> None:
             f"The training text of {job.data.corpus} has {tokens} tokens, fewer than one sequence of "
             f"{job.data.sequence_length}; give more text or shorter sequences."
         )
+
+
+def check_traces(job: JobSpec) -> None:
+    """Raises UsageError for a job that is to be traced where that can't be."""
+    if job.train.trace_every:
+        check_installed()
 
 
 def _check_cuda(job: JobSpec) -> None:

@@ -13,6 +13,7 @@ background/      which rows the old text of a finetuned model reads (learning_ro
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
 scrape/          where the processes of the job serve their metrics, while it runs (job_scrape.py)
+traces/          spans of traced steps, one file a process (memory_store/span_file.py), with train.trace_every
 logs/            logs of the shards while the job runs, with store.durability "log" (memory_store/step_log.py)
 """
 
@@ -50,6 +51,7 @@ class RunFolder:
         self.plots_path = self.path / "plots"
         self.cuts_path = self.path / "cuts"
         self.logs_path = self.path / "logs"
+        self.traces_path = self.path / "traces"
         self.scrape_path = self.path / "scrape"
         self.scrape_digest_path = self.scrape_path / "token.sha256"
         self.scrape_authority_path = self.scrape_path / "authority.pem"

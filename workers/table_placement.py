@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,12 +15,18 @@ from workers.gpu.cached_table import CachedTable
 from workers.gpu.device_store import DeviceStore
 from workers.job_spec import JobSpec
 
+if TYPE_CHECKING:
+    from memory_store.spans import Spans
 
-def store_in_process(job: JobSpec, device: torch.device, metrics: ShardMetrics | None = None) -> StoreClient:
+
+def store_in_process(
+    job: JobSpec, device: torch.device, metrics: ShardMetrics, spans: Spans | None = None
+) -> StoreClient:
     """The store of a job without shard processes, with first values; this process is its only writer."""
     if job.memory is not None and job.memory.placement == "gpu":
         return DeviceStore(job.tables(), device, metrics)
-    return in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup, metrics=metrics)
+    shards, lookup = job.store.shards, job.store.lookup
+    return in_process_store(job.tables(), shards, lookup=lookup, metrics=metrics, spans=spans)
 
 
 def placed_tables(job: JobSpec, store: StoreClient, device: torch.device) -> dict[str, TableHandle]:

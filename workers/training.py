@@ -41,6 +41,7 @@ from workers.revival import Revival
 from workers.revival_trail import forget_revivals_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.step_traces import StepTraces
 from workers.table_placement import HitRate, placed_tables
 from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
@@ -94,6 +95,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
+        self.traces = StepTraces()
         self.metrics = MetricsLog(run.metrics_path)
         on_cut = self.counted.cut_seconds.observe
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
@@ -115,7 +117,8 @@ class Trainer:
         self._start()
         train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
-            record = self.train_step()
+            with self.traces.step(self.step + 1):
+                record = self.train_step()
             self.counted.stepped(record)
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
@@ -175,13 +178,15 @@ class Trainer:
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
-            with self.counted.stall("data")():
+            with self.counted.stall("data")(), self.traces.part("data"):
                 inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
-                loss = self.parallel(inputs, targets) / train.gradient_accumulation
+                with self.traces.part("forward"):
+                    loss = self.parallel(inputs, targets) / train.gradient_accumulation
                 self.at(self.step, BEGUN + 2 * micro + 1, f"the backward pass of step {self.step}")
-                loss.backward()
+                with self.traces.part("backward"):
+                    loss.backward()
             loss_sum += loss.item()
 
         rate = train.lr * dense_factor(train, self.step)
@@ -190,13 +195,16 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
         skipped = self._is_to_be_skipped(float(norm))
         if skipped:
-            self._put_back(buffers)
+            with self.traces.part("commit"):
+                self._put_back(buffers)
             values_rate = values_norm = None
         else:
-            self.optimizer.step()
-            if self.revival is not None:
-                self.revival.after_step(self.step)
-            values_rate, values_norm = self._step_tables()
+            with self.traces.part("optimizer"):
+                self.optimizer.step()
+                if self.revival is not None:
+                    self.revival.after_step(self.step)
+            with self.traces.part("commit"):
+                values_rate, values_norm = self._step_tables()
 
         self.step += 1
         self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")

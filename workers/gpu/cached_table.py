@@ -47,7 +47,7 @@ class CachedTable(TensorTable):
             )
         super().__init__(store, spec)
         self._store, self._device = store, device
-        self._bounds = store.address_bounds(spec.name)
+        self._bounds = store.bounds[spec.name]
         self.cache = RowCache(capacity, int(self._bounds[-1]))
         self._copies = torch.empty(self.cache.capacity, spec.dim, device=device)
         self._arriving: tuple[NDArray[np.uint32], Waiting[FloatArray]] | None = None
