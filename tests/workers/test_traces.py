@@ -327,13 +327,14 @@ def test_job_with_traces_is_refused_where_they_are_not_installed(
     check_job(traced_job(corpus, train__trace_every=0))
 
 
-# Every process of a job that loads the project or OpenTelemetry leaves a file that says so.
+# Every process of a job that loads the project or what writes spans leaves a file that says so. (Ray itself loads the rest of
+# OpenTelemetry where it starts.)
 NOTE_IMPORTS = """
 import os, sys
 
 class Noting:
     def find_spec(self, name, path=None, target=None):
-        if name in ("memory_store", "opentelemetry"):
+        if name in ("memory_store", "opentelemetry.exporter.otlp"):
             open(os.path.join(os.environ["NOTED_IMPORTS"], f"{name}-{os.getpid()}"), "w").close()
 
 sys.meta_path.insert(0, Noting())
@@ -362,15 +363,15 @@ def test_job_on_ray_loads_opentelemetry_for_traces_alone(every: int, corpus: Pat
     )  # fmt: skip
     loaded = {
         name: {path.name.split("-")[1] for path in noted.glob(f"{name}-*")}
-        for name in ("memory_store", "opentelemetry")
+        for name in ("memory_store", "opentelemetry.exporter.otlp")
     }
     trainers, shards = ["trainer-0", "trainer-1"], ["shard-0", "shard-1"]
     assert len(loaded["memory_store"]) >= 1 + len(trainers) + len(shards)
     if not every:
-        assert loaded["memory_store"] & loaded["opentelemetry"] == set()
+        assert loaded["memory_store"] & loaded["opentelemetry.exporter.otlp"] == set()
         assert not (run / "traces").exists()
         return
-    assert len(loaded["memory_store"] & loaded["opentelemetry"]) == len(trainers) + len(shards)
+    assert len(loaded["memory_store"] & loaded["opentelemetry.exporter.otlp"]) == len(trainers) + len(shards)
     spans = spans_in(run / "traces")
     known = {span.span: span for span in spans}
     assert sorted({span.process for span in spans}) == shards + trainers
