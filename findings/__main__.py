@@ -7,7 +7,7 @@ import os
 # Read when numba and torch are imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from findings.command import app
+from findings.command import main
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -48,7 +48,8 @@ class Comparison:
     speeds: bool = False
 
 
-def _rows(sub_keys: int) -> str:
+def rows_named(sub_keys: int) -> str:
+    """How cases and pages call a table of sub_keys * sub_keys rows."""
     return f"K = {sub_keys**2:,}"
 
 
@@ -69,7 +70,7 @@ COMPARISONS = {
     "batch_norm": Comparison(
         tuple(
             Case(
-                f"{_rows(sub_keys)}, {NORMS[norm]}",
+                f"{rows_named(sub_keys)}, {NORMS[norm]}",
                 {"memory.sub_keys": sub_keys, "memory.query_norm": norm},
                 x=sub_keys**2,
             )
@@ -90,7 +91,9 @@ COMPARISONS = {
         THREE_SEEDS,
     ),
     "scaling": Comparison(
-        tuple(Case(_rows(sub_keys), {"memory.sub_keys": sub_keys}, x=sub_keys**2) for sub_keys in SUB_KEYS),
+        tuple(
+            Case(rows_named(sub_keys), {"memory.sub_keys": sub_keys}, x=sub_keys**2) for sub_keys in SUB_KEYS
+        ),
         (0,),
         speeds=True,
     ),

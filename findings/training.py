@@ -14,7 +14,7 @@ from findings.cases import BASE, COMPARISONS, CORPUS, TEXT, Case
 from findings.results import Finding, Run, load_finding
 from workers.report import Report
 
-VOCABULARY = 2048
+VOCABULARY = 1024
 HELD_OUT = ("--validation-share", "0.01", "--test-share", "0.008")
 # One thread: the figures do not depend on it, and runs leave the other cores of the machine alone.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
