@@ -1,7 +1,8 @@
 """What the paper says, as statements that figures decide.
 
-A statement about two cases is looked at seed by seed: it reproduces if it holds for every seed, it does not if it
-holds for none, and seeds that disagree leave it undecided. Rates are compared round by round, by the median ratio.
+A statement about cases is looked at seed by seed: it reproduces if it holds for every seed, it does not if it holds for
+none, and seeds that disagree, or fewer seeds than the finding plans, leave it undecided. Rates are compared round by
+round, by the median ratio.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Verdict(StrEnum):
     REPRODUCES = "reproduces"
     DIFFERS = "does not reproduce"
     UNDECIDED = "undecided: seeds disagree"
+    TOO_FEW = "undecided: too few seeds"
     MISSING = "not measured"
 
 
@@ -44,16 +46,21 @@ def claims(finding: Finding) -> list[Claim]:
     return _CLAIMS[finding.finding](finding)
 
 
-def _lower(says: str, lower: Mapping[int, float], higher: Mapping[int, float], form: str = ".1f") -> Claim:
+def _lower(
+    says: str, lower: Mapping[int, float], higher: Mapping[int, float], seeds_needed: int, form: str = ".1f"
+) -> Claim:
     """That a figure is lower in one case than in another, seed by seed."""
     seeds = sorted(lower.keys() & higher.keys())
     pairs = "; ".join(f"{lower[seed]:{form}} against {higher[seed]:{form}}" for seed in seeds)
-    return Claim(says, pairs, _of_all([lower[seed] < higher[seed] for seed in seeds]))
+    return Claim(says, pairs, _of_all([lower[seed] < higher[seed] for seed in seeds], seeds_needed))
 
 
-def _of_all(held: list[bool]) -> Verdict:
+def _of_all(held: list[bool], needed: int) -> Verdict:
+    """The verdict on a statement that held, or not, for each of some seeds, of which at least `needed` must be there."""
     if not held:
         return Verdict.MISSING
+    if len(held) < needed:
+        return Verdict.TOO_FEW
     if all(held):
         return Verdict.REPRODUCES
     return Verdict.UNDECIDED if any(held) else Verdict.DIFFERS
@@ -65,11 +72,12 @@ def _ratio(says: str, upper: Mapping[int, float], lower: Mapping[int, float], bo
     if not ratios:
         return Claim(says, "", Verdict.MISSING)
     ratio = statistics.median(ratios)
-    return Claim(says, f"ratio {ratio:.2f}, must be at least {bound:.2g}", _of_all([ratio >= bound]))
+    return Claim(says, f"ratio {ratio:.2f}, must be at least {bound:.2g}", _of_all([ratio >= bound], 1))
 
 
 def _depth(finding: Finding) -> list[Claim]:
     dense, deep, memory = (case.name for case in COMPARISONS["depth"].cases)
+    seeds = len(COMPARISONS["depth"].seeds)
     perplexity = {case: finding.by_seed(case, PERPLEXITY) for case in (dense, deep, memory)}
 
     def speed(says: str, rate: str, bound: float) -> Claim:
@@ -80,11 +88,13 @@ def _depth(finding: Finding) -> list[Claim]:
             "A memory lowers the perplexity of a model of as many layers (17.7 to 15.6).",
             perplexity[memory],
             perplexity[dense],
+            seeds,
         ),
         _lower(
             "With a memory, half of the layers do better than all (15.6 against 16.0).",
             perplexity[memory],
             perplexity[deep],
+            seeds,
         ),
         speed(
             "It answers almost twice as fast as the model of twice the layers (taken as 1.5 times).",
@@ -112,6 +122,7 @@ def _batch_norm(finding: Finding) -> list[Claim]:
                 f"Without batch norm of the queries less of {rows_named(sub_keys)} slots is used ({shares}).",
                 figures(USAGE, sub_keys, "none"),
                 figures(USAGE, sub_keys, "batch"),
+                1,
                 ".1%",
             )
         )
@@ -120,6 +131,7 @@ def _batch_norm(finding: Finding) -> list[Claim]:
             f"With batch norm, use is more even at {rows_named(largest)}: lower KL to uniform (0.95 against 2.06).",
             figures(KL, largest, "batch"),
             figures(KL, largest, "none"),
+            1,
             ".2f",
         )
     )
@@ -128,12 +140,14 @@ def _batch_norm(finding: Finding) -> list[Claim]:
             f"At {rows_named(largest)} batch norm lowers the perplexity (18.0 against 19.8).",
             figures(PERPLEXITY, largest, "batch"),
             figures(PERPLEXITY, largest, "none"),
+            1,
         )
     )
     found.append(
         _alike(
             f"At {rows_named(smallest)} it is not needed: perplexities are alike (within {ALIKE:.0%}; 23.0 and 22.8).",
             [figures(PERPLEXITY, smallest, norm) for norm in NORMS],
+            1,
         )
     )
     shares = usage_without()
@@ -142,36 +156,39 @@ def _batch_norm(finding: Finding) -> list[Claim]:
         Claim(
             "Without it, the share of slots used falls as K grows (100 % to 26 %).",
             ", ".join(f"{share:.1%}" for share in shares),
-            _of_all(falls),
+            _of_all(falls, 1),
         )
     )
     return found
 
 
-def _alike(says: str, cases: list[dict[int, float]]) -> Claim:
+def _alike(says: str, cases: list[dict[int, float]], seeds_needed: int) -> Claim:
     """That the means over seeds of all cases lie within `ALIKE` of their mean."""
     if not all(cases):
         return Claim(says, "", Verdict.MISSING)
     means = [statistics.mean(case.values()) for case in cases]
     spread = (max(means) - min(means)) / statistics.mean(means)
-    return Claim(says, f"means are {spread:.1%} apart", _of_all([spread <= ALIKE]))
+    return Claim(
+        says, f"means are {spread:.1%} apart", _of_all([spread <= ALIKE] * min(map(len, cases)), seeds_needed)
+    )
 
 
 def _position(finding: Finding) -> list[Claim]:
     cases = [finding.by_seed(case.name, PERPLEXITY) for case in COMPARISONS["position"].cases]
     seeds = sorted(set.intersection(*(set(case) for case in cases)))
+    needed = len(COMPARISONS["position"].seeds)
     orders = [sorted(range(len(cases)), key=lambda layer: cases[layer][seed]) for seed in seeds]
     best = "; ".join(f"best {order[0] + 1}, worst {order[-1] + 1}" for order in orders)
     return [
         Claim(
             "The first layer is the worst place (21.5 of 6 layers, the others 19.8 to 20.7).",
             best,
-            _of_all([order[-1] == 0 for order in orders]),
+            _of_all([order[-1] == 0 for order in orders], needed),
         ),
         Claim(
             "An intermediate layer is the best place (the fifth of 6: 19.8).",
             best,
-            _of_all([order[0] not in (0, len(cases) - 1) for order in orders]),
+            _of_all([order[0] not in (0, len(cases) - 1) for order in orders], needed),
         ),
     ]
 
@@ -179,7 +196,7 @@ def _position(finding: Finding) -> list[Claim]:
 def _heads_k(finding: Finding) -> list[Claim]:
     cases = [finding.by_seed(case.name, PERPLEXITY) for case in COMPARISONS["heads_k"].cases]
     says = f"At equal heads x k, perplexities are alike (all about 20.5; taken as within {ALIKE:.0%})."
-    return [_alike(says, cases)]
+    return [_alike(says, cases, len(COMPARISONS["heads_k"].seeds))]
 
 
 def _scaling(finding: Finding) -> list[Claim]:
@@ -204,6 +221,7 @@ def _scaling(finding: Finding) -> list[Claim]:
             f"More slots lower the perplexity ({largest} against {smallest}; 18.0 against 23.0).",
             finding.by_seed(largest, PERPLEXITY),
             finding.by_seed(smallest, PERPLEXITY),
+            1,
         ),
     ]
 

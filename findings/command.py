@@ -29,9 +29,12 @@ def run(name: Name, results: Results = RESULTS) -> None:
     prepare_text()
     commit = current_commit()
     findings = list(COMPARISONS) if name == "all" else [str(name)]
+    # Seed by seed, so that what is there when this is stopped can be compared.
+    for seed in sorted({seed for finding in findings for seed in COMPARISONS[finding].seeds}):
+        for finding in findings:
+            if seed in COMPARISONS[finding].seeds:
+                record_trainings(finding, seed, results, commit=commit, say=typer.echo)
     for finding in findings:
-        for seed in COMPARISONS[finding].seeds:
-            record_trainings(finding, seed, results, commit=commit, say=typer.echo)
         if COMPARISONS[finding].speeds:
             record_speeds(finding, results, commit=commit)
 

@@ -96,21 +96,24 @@ def test_speeds_are_compared_round_by_round(memory: float, expected: Verdict) ->
 
 
 def test_the_places_of_a_memory_are_ordered() -> None:
-    as_published = verdicts(perplexities("position", a=[4, 4], b=[3, 3], c=[1, 1], d=[2, 2]))
-    last_is_best = verdicts(perplexities("position", a=[4, 4], b=[3, 3], c=[2, 2], d=[1, 1]))
-    first_is_best = verdicts(perplexities("position", a=[1, 1], b=[3, 2], c=[2, 3], d=[2, 2]))
+    as_published = verdicts(perplexities("position", a=[4] * 3, b=[3] * 3, c=[1] * 3, d=[2] * 3))
+    last_is_best = verdicts(perplexities("position", a=[4] * 3, b=[3] * 3, c=[2] * 3, d=[1] * 3))
+    first_is_best = verdicts(perplexities("position", a=[1] * 3, b=[3, 2, 2], c=[2, 3, 3], d=[2] * 3))
     assert as_published == [Verdict.REPRODUCES, Verdict.REPRODUCES]
     assert last_is_best == [Verdict.REPRODUCES, Verdict.DIFFERS]
     assert first_is_best == [Verdict.DIFFERS, Verdict.DIFFERS]
 
 
 def test_perplexities_are_alike_within_a_bound() -> None:
-    assert verdicts(perplexities("heads_k", a=[100, 101], b=[100, 102], c=[99, 101], d=[100, 100])) == [
-        Verdict.REPRODUCES
-    ]
-    assert verdicts(perplexities("heads_k", a=[100, 101], b=[100, 102], c=[99, 101], d=[110, 90 + 20])) == [
-        Verdict.DIFFERS
-    ]
+    close = [[100, 101, 99], [100, 102, 100], [99, 101, 101]]
+    for last, expected in (([100, 101, 100], Verdict.REPRODUCES), ([110, 110, 110], Verdict.DIFFERS)):
+        finding = perplexities("heads_k", a=close[0], b=close[1], c=close[2], d=last)
+        assert verdicts(finding) == [expected]
+
+
+def test_too_few_seeds_decide_nothing() -> None:
+    found = verdicts(perplexities("depth", dense=[3, 3], deep=[2, 2], memory=[1, 1]))
+    assert found[:2] == [Verdict.TOO_FEW] * 2
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -148,7 +151,8 @@ def test_the_page_and_its_pictures_are_written(tmp_path: Path) -> None:
 def test_the_recorded_page_is_what_the_recorded_runs_give() -> None:
     findings = recorded_findings(ROOT / RESULTS)
     assert page_of(findings, RESULTS.name) == (ROOT / PAGE).read_text(), "run `python -m findings report`"
-    assert [name for name in COMPARISONS if not (ROOT / RESULTS / f"{name}.png").is_file()] == []
+    pictures = [ROOT / RESULTS / f"{finding.finding}.png" for finding in findings]
+    assert [picture for picture in pictures if not picture.is_file()] == []
 
 
 def test_recorded_jobs_are_those_of_their_cases() -> None:
