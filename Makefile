@@ -10,6 +10,8 @@ MEASURED := .venv/installed-peers
 # Python may keep what it compiles: a job is many processes.
 export PYTHONDONTWRITEBYTECODE :=
 SOTU := examples/data/sotu
+# Two processes of tests, each file whole in one of them: much of a test's time is waiting for processes to start.
+TWO_AT_ONCE := --numprocesses=2 --dist=loadfile
 
 .PHONY: help
 help: ## List the targets
@@ -34,15 +36,15 @@ $(SOTU)/corpus.json: examples/data/sotu.parquet | $(INSTALLED)
 
 .PHONY: test
 test: setup ## Run the tests that take seconds
-	$(RUN)/pytest -m "not slow and not cluster and not compose"
+	$(RUN)/pytest $(TWO_AT_ONCE) -m "not slow and not cluster and not compose"
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take minutes
-	$(RUN)/pytest -m slow
+	$(RUN)/pytest $(TWO_AT_ONCE) -m slow
 
 .PHONY: test-all
 test-all: setup ## Run every test
-	$(RUN)/pytest -m "not cluster and not compose"
+	$(RUN)/pytest $(TWO_AT_ONCE) -m "not cluster and not compose"
 
 .PHONY: cluster-test
 cluster-test: setup ## Run a job on three hosts made of network namespaces, and kill one (root, iproute2, openssl)
