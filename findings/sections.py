@@ -23,6 +23,10 @@ SECTIONS = {
         "The paper: 12 layers with one memory of 512 x 512 slots reach a test perplexity of 15.6, 24 layers without one "
         "16.0, at almost half of the speed; 12 layers alone 17.7. Here 4 layers, 8 layers, and 4 layers with a memory of "
         "16,384 slots in the place of the feed-forward of layer 3, at equal tokens.",
+        "Speed: a layer of width 64 takes so little that what all models share weighs much (embeddings, logits, the calls "
+        "themselves): even the dense model of half the layers is not twice as fast. And the memory reads 64 rows a token "
+        "however narrow the layers are. The wider the model, the less a memory costs beside a layer; "
+        "[Performance](performance.md) has the same comparison at width 256.",
     ),
     "batch_norm": Section(
         "Batch norm of the queries",
@@ -42,5 +46,9 @@ SECTIONS = {
         "Speed as the table grows",
         "The paper: about 36,000 words/s for each K from 16,384 to 1,048,576, as only sub-keys are compared, and their "
         "number grows with the root of K.",
+        "Training speed: with layers of width 64 the memory takes a large part of a step, and it does get dearer: 1,024 "
+        "sub-keys a half are compared instead of 128, and the rows of a large table lie in main memory instead of the "
+        "processor's cache, with fewer of a step's reads falling on the same row. In the paper's models of width 1,024 and "
+        "more, on GPUs, all of this is small beside the dense layers. Selection alone grows far more slowly than K.",
     ),
 }
