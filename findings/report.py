@@ -52,17 +52,21 @@ def write_report(results: Path, page: Path = PAGE) -> Path:
     """Write the page, and the pictures beside the files in `results`. Raises UsageError if there are no files."""
     findings = recorded_findings(results)
     page.write_text(page_of(findings, results.name), encoding="utf-8")
-    for finding in findings:
+    for finding in filter(_has_runs, findings):
         draw(finding, results / f"{finding.finding}.png")
     return page
 
 
 def recorded_findings(results: Path) -> list[Finding]:
-    """All findings that have runs. Raises UsageError if none has."""
+    """All findings, those too that have no runs yet. Raises UsageError if none has."""
     found = [load_finding(results, name) for name in COMPARISONS]
-    if not any(finding.runs for finding in found):
+    if not any(map(_has_runs, found)):
         raise UsageError(f"{results} has no results; run `python -m findings run all` first.")
-    return [finding for finding in found if finding.runs]
+    return found
+
+
+def _has_runs(finding: Finding) -> bool:
+    return bool(finding.runs)
 
 
 def page_of(findings: list[Finding], pictures: str) -> str:
@@ -76,8 +80,9 @@ def page_of(findings: list[Finding], pictures: str) -> str:
             for claim in found
         ],
     )
-    sections = [_section(finding, decided[finding.finding], pictures) for finding in findings]
-    return "\n".join([_HEAD, summary, *sections, machine_section(findings[0].runs[0].machine)])
+    measured = list(filter(_has_runs, findings))
+    sections = [_section(finding, decided[finding.finding], pictures) for finding in measured]
+    return "\n".join([_HEAD, summary, *sections, machine_section(measured[0].runs[0].machine)])
 
 
 def _section(finding: Finding, decided: list[Claim], pictures: str) -> str:
@@ -92,7 +97,9 @@ def _section(finding: Finding, decided: list[Claim], pictures: str) -> str:
     ]
     if section.why and any(claim.verdict is not Verdict.REPRODUCES for claim in decided):
         parts.append(f"{section.why}\n")
-    parts += [f"![{section.title}]({pictures}/{finding.finding}.png)\n", _trained(finding)]
+    parts.append(f"![{section.title}]({pictures}/{finding.finding}.png)\n")
+    if any(run.kind == "training" for run in finding.runs):
+        parts.append(_trained(finding))
     if any(run.kind == "speed" for run in finding.runs):
         parts += [_SPEEDS, _rates(finding)]
     return "\n".join(parts)
