@@ -116,10 +116,10 @@ def _batch_norm(finding: Finding) -> list[Claim]:
 
     largest, smallest = SUB_KEYS[-1], SUB_KEYS[0]
     found = []
-    for sub_keys, shares in ((SUB_KEYS[-2], "64 % against 98 %"), (largest, "26 % against 80 %")):
+    for sub_keys, published in ((SUB_KEYS[-2], "64 % against 98 %"), (largest, "26 % against 80 %")):
         found.append(
             _lower(
-                f"Without batch norm of the queries less of {rows_named(sub_keys)} slots is used ({shares}).",
+                f"Without batch norm of the queries less of {rows_named(sub_keys)} slots is used ({published}).",
                 figures(USAGE, sub_keys, "none"),
                 figures(USAGE, sub_keys, "batch"),
                 1,

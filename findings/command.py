@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,15 +19,17 @@ from memory_store.errors import UsageError
 app = typer.Typer(help="The paper's findings, measured again.", pretty_exceptions_enable=False)
 
 Results = Annotated[Path, typer.Option(help="The folder of the results.")]
-Name = StrEnum("Name", [*COMPARISONS, "all"])
+Name = Annotated[str, typer.Argument(metavar="|".join([*COMPARISONS, "all"]))]
 
 
 @app.command()
 def run(name: Name, results: Results = RESULTS) -> None:
     """Measure what a finding compares, as far as it has not been; stopped, it goes on where it was."""
+    if name not in (*COMPARISONS, "all"):
+        raise UsageError(f"There is no finding {name!r}; there are {', '.join(COMPARISONS)}, and all.")
     prepare_text()
     commit = current_commit()
-    findings = list(COMPARISONS) if name == "all" else [str(name)]
+    findings = list(COMPARISONS) if name == "all" else [name]
     # Seed by seed, so that what is there when this is stopped can be compared.
     for seed in sorted({seed for finding in findings for seed in COMPARISONS[finding].seeds}):
         for finding in findings:
