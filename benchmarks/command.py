@@ -34,13 +34,18 @@ class Name(StrEnum):
     SERVICE = "service"
     PLAN = "plan"
     DATA = "data"
+    GPU = "gpu"
     ALL = "all"
     REPORT = "report"
 
 
-def run_benchmark(name: str, *, quick: bool) -> BenchmarkRun:
-    """Run one benchmark in this process."""
+def run_benchmark(name: str, *, quick: bool, device: str = "cuda") -> BenchmarkRun:
+    """Run one benchmark in this process; `device` is where that of the GPU runs."""
     module = import_module(f"benchmarks.{name}")
+    if name == Name.GPU:
+        size = module.QUICK if quick else module.FULL
+        on_device: BenchmarkRun = module.run(size, quick=quick, device_name=device)
+        return on_device
     run: BenchmarkRun = module.run(module.QUICK if quick else module.FULL, quick=quick)
     return run
 
@@ -65,6 +70,9 @@ def benchmark(
         typer.Option("--quick", help="Fewer repeats, fewer sizes: under 50 s each, with more spread."),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Where `gpu` runs: cuda, or cpu at tiny sizes, to show that it works.")
+    ] = "cuda",
     results: Annotated[
         Path, typer.Option(help="The folder where `all` writes and `report` reads.")
     ] = RESULTS,
@@ -78,7 +86,7 @@ def benchmark(
     if name == Name.ALL:
         run = run_all(results, quick=quick)
     else:
-        run = run_benchmark(name, quick=quick)
+        run = run_benchmark(name, quick=quick, device=device)
         print_run(run, console)
     console.print(f"{name}: {time.perf_counter() - begun:.0f} s")
     if json is not None:

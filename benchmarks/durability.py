@@ -37,7 +37,8 @@ from memory_store.opening import connect, in_process_store
 from memory_store.placement import addresses_of
 from memory_store.shard_cuts import FULL_CUTS_MIN
 from memory_store.table_spec import OptimizerSpec, TableSpec
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
+from workers.memory_spec import MemorySpec
 from workers.shard_process import ShardProcess, ShardSettings
 
 LOG, NONE, CUT = "log", "none", "cut"

@@ -22,7 +22,8 @@ from benchmarks.threads import CORES, use_threads
 from benchmarks.training_steps import Batch, ModelKind, TrainedModel
 from memory_store.client import StoreClient
 from memory_store.opening import connect
-from workers.job_spec import DataSpec, JobSpec, MemorySpec, ModelSpec, StoreSpec, TrainSpec
+from workers.job_spec import DataSpec, JobSpec, ModelSpec, StoreSpec, TrainSpec
+from workers.memory_spec import MemorySpec
 from workers.plan import Network, make_plan
 from workers.plan_calibration import client_costs, dense_costs
 from workers.plan_costs import Calibration, DenseCosts

@@ -28,7 +28,8 @@ from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.threads import CORES, use_threads
 from memory_store.actor import RunningShards
-from memory_store.client import StoreClient, TableHandle
+from memory_store.client import StoreClient
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
 from workers.product_keys import ProductKeys
 

@@ -26,7 +26,8 @@ from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Measurement, Recorder
 from benchmarks.threads import CORES, use_threads
 from benchmarks.training_steps import Batch, ModelKind, TrainedModel, dense_model
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
+from workers.memory_spec import MemorySpec
 
 IN_PROCESS, GRPC, SHARED_MEMORY = "store in process", "shards by gRPC", "shards by shared memory"
 GRPC_AHEAD = "shards by gRPC, look-ahead"

@@ -192,4 +192,5 @@ TARGETS = (
         "GiB that all processes of `pkm data prepare` take together, for any size of text",
         at_least=False,
     ),
+    Target("gpu", "host_over_gpu_table", 0.92, "tokens/s, table in host shards over table in GPU memory"),
 )

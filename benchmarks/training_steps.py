@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain_memory import PlainMemory
-from memory_store.client import StoreClient, TableHandle
+from memory_store.client import StoreClient
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
 from workers.memory_layer import MemoryLayer
+from workers.memory_spec import MemorySpec
 from workers.transformer import Transformer
 
 LEARNING_RATE = 1e-3

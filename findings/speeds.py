@@ -21,7 +21,8 @@ from benchmarks.training_steps import Batch, ModelKind, TrainedModel, dense_mode
 from findings.cases import COMPARISONS
 from findings.results import Finding, Run, load_finding
 from findings.training import VOCABULARY
-from workers.job_spec import JobSpec, MemorySpec
+from workers.job_spec import JobSpec
+from workers.memory_spec import MemorySpec
 from workers.product_keys import ProductKeys
 
 ROUNDS = 5

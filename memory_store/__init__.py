@@ -5,7 +5,7 @@ with `store.step`. shard.py explains the step protocol; errors.py lists what can
 """
 
 from memory_store.access import AccessReport
-from memory_store.client import StepResult, StoreClient, TableHandle
+from memory_store.client import StoreClient
 from memory_store.errors import (
     CutError,
     FencedError,
@@ -16,7 +16,9 @@ from memory_store.errors import (
 )
 from memory_store.lookups import Lookup, LookupKind
 from memory_store.opening import connect, in_process_store
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
+from memory_store.table_steps import StepResult
 
 __all__ = [
     "AccessReport",

@@ -33,11 +33,13 @@ from memory_store.placement import Placement
 from memory_store.process_host import process_host
 from memory_store.table import PROCESS_BYTES, part_bytes
 from memory_store.table_spec import TableSpec
+from memory_store.traces import Traces
 from memory_store.wire_types import WireType
 
 NAMESPACE = "pkm"  # of the actors of a job that has a Ray for itself
 _LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0
+_END_TRACES_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ class ShardActor:
         cuts: Path | None,
         credentials: Credentials | None,
         scrape: Scrape | None,
+        traces: Traces | None,
     ) -> None:
         self._incarnation = secrets.token_hex(8)
         host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs, cuts)
+        self._spans = traces.of_shard(host, shard) if traces is not None else None
         # What other hosts can reach is served over TLS alone.
         host_address: str = _LOOPBACK
         if credentials is not None:
@@ -102,6 +106,11 @@ class ShardActor:
             self._server.calls,
             pages * os.sysconf("SC_PAGE_SIZE"),
         )
+
+    def end_traces(self) -> None:
+        """Hand on the spans that wait: the process is about to be ended."""
+        if self._spans is not None:
+            self._spans.close()
 
     def process_id(self) -> int:
         """The process, for those who watch it or test its death."""
@@ -171,8 +180,12 @@ class RunningShards:
 
     group: ShardGroup
     actors: list[Any]
+    traced: bool = False
 
     def stop(self) -> None:
+        if self.traced:
+            ending = [actor.end_traces.remote() for actor in self.actors]
+            ray.wait(ending, num_returns=len(ending), timeout=_END_TRACES_S)
         for actor in self.actors:
             ray.kill(actor)
 
@@ -195,13 +208,14 @@ def start_shards(
     cuts: Path | None = None,
     credentials: tuple[Credentials, Credentials] | None = None,
     scrape: Scrape | None = None,
+    traces: Traces | None = None,
 ) -> RunningShards:
     """Start the shards of a job in the first bundles of its `place`, which are those of `shard_bundles`.
 
     With `logs`, a folder that all hosts can reach, each keeps a log there and recovers from it. With `cuts`, such a folder
     too, none reads or writes a cut elsewhere. With `credentials`, those of
     the shards and those of who asks them, shards answer on their hosts' addresses over TLS; without, to this host alone.
-    `scrape` says how they serve their metrics.
+    `scrape` says how they serve their metrics, `traces` where their spans of traced steps go.
     """
     bundles = shard_bundles(specs, shards)
     group = ShardGroup(job, shards, secrets.token_hex(32), namespace, credentials[1] if credentials else None)
@@ -226,11 +240,12 @@ def start_shards(
             cuts,
             credentials[0] if credentials else None,
             scrape,
+            traces,
         )
         for shard in range(shards)
     ]
     ray.get([actor.binding.remote() for actor in actors], timeout=START_TIMEOUT_S)
-    return RunningShards(group, actors)
+    return RunningShards(group, actors, traced=traces is not None)
 
 
 def kernel_environment(shards: int) -> dict[str, str]:

@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,9 @@ from memory_store import messages as m
 from memory_store.calls import ReplyType, Waiting, expect
 from memory_store.carriers.base import Carrier
 from memory_store.cuts import CutFile
-from memory_store.errors import NonFiniteGradientError, StoreError, UsageError
+from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.grouping import group_by_address
-from memory_store.kernels import FloatArray, pool_rows
+from memory_store.kernels import FloatArray, gather_rows, pool_rows
 from memory_store.lookups import (
     Entries,
     FetchedRows,
@@ -40,44 +40,14 @@ from memory_store.lookups import (
 from memory_store.mapped_shards import MappedShards
 from memory_store.open_lookups import Contributing, FetchedLookup, InPlaceLookup, PooledLookup
 from memory_store.placement import Placement, addresses_of
+from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
+from memory_store.table_steps import StepResult, check_step, clip_scales
 
 TIMEOUT_S = 120.0
 CUT_TIMEOUT_S = 3600.0
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """A finished step. `gradient_norms` by table, before clipping; empty when nothing was clipped."""
-
-    version: int
-    gradient_norms: Mapping[str, float]
-
-
-class TableHandle:
-    """One table as a layer sees it."""
-
-    def __init__(self, client: StoreClient, spec: TableSpec) -> None:
-        self._client = client
-        self.spec = spec
-        self.name, self.rows, self.dim = spec.name, spec.rows, spec.dim
-
-    def begin_lookup(
-        self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
-    ) -> Waiting[Lookup]:
-        """Ask for the weighted sum of rows of every token: rows int64 `[T, M]`, weights `[T, M]`.
-
-        `keep` makes `Lookup.backward` possible; `track` counts the accesses (for evaluation). Call what comes
-        back once, before the step, for the lookup with its output `[T, D]`. Raises UsageError for a row outside
-        the table; the call, StoreError if a shard refuses or does not answer in time.
-        """
-        return self._client.begin_lookup(self.spec, rows, weights, keep=keep, track=track)
-
-    def lookup(
-        self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
-    ) -> Lookup:
-        """`begin_lookup` and the wait for it."""
-        return self.begin_lookup(rows, weights, keep=keep, track=track)()
+_Read = TypeVar("_Read")
 
 
 class StoreClient:
@@ -102,7 +72,8 @@ class StoreClient:
         self.writers = 1
         self.sender = m.Sender("", 0, 0)
         self._carriers = list(carriers)
-        self._bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
+        # Of each table, the first address of every shard, and the end: int64 [S + 1].
+        self.bounds = {spec.name: placement.address_bounds(spec.rows) for spec in specs}
         self._lookup_kind = lookup
         self._mapped = mapped
         self._remapped = remapped
@@ -115,12 +86,22 @@ class StoreClient:
         # (table, rows, bytes, seconds).
         self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
         self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
+        # Told when the tables are at another version: by a step (False), or because they were replaced (True).
+        self.on_change: list[Callable[[bool], None]] = []
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
         if name not in self.specs:
             raise StoreError(f"No table {name!r} in this store; there are: {', '.join(self.specs)}.")
         return TableHandle(self, self.specs[name])
+
+    def _changed(self, *, replaced: bool = False) -> None:
+        for told in self.on_change:
+            told(replaced)
+
+    def send_through(self, wrap: Callable[[int, Carrier], Carrier]) -> None:
+        """Send what goes to a shard from now on through what `wrap` makes of its number and its carrier."""
+        self._carriers = [wrap(shard, carrier) for shard, carrier in enumerate(self._carriers)]
 
     # ---- joining -------------------------------------------------------------------------------------------
 
@@ -139,6 +120,7 @@ class StoreClient:
         self._contributions = [0] * len(self._carriers)
         self._unconfirmed = []
         self.version = self.describe()[0].version
+        self._changed(replaced=True)
 
     def describe(self) -> list[m.ShardInfo]:
         """What every shard says of itself, in shard order."""
@@ -148,6 +130,7 @@ class StoreClient:
         """Put every table to its first values, at version 0."""
         self._replace(m.Initialise)
         self.version = 0
+        self._changed(replaced=True)
 
     def load_cut(self, folder: str, version: int) -> None:
         """Have every shard read its buckets of the cut in `folder`, whose step is `version`.
@@ -156,6 +139,7 @@ class StoreClient:
         """
         self._replace(m.LoadCut, folder=folder)
         self.version = version
+        self._changed(replaced=True)
 
     def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
         """Begin a cut of the tables in `folder` once all that this writer has committed is applied; steps may then go on.
@@ -199,41 +183,69 @@ class StoreClient:
     ) -> Waiting[Lookup]:
         """See `TableHandle.begin_lookup`."""
         self._raise_failed()
-        if rows.ndim != 2 or rows.shape != weights.shape:
-            raise StoreError(
-                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
-            )
-        entries = Entries(
-            tokens=rows.shape[0],
-            per_token=rows.shape[1],
-            addresses=addresses_of(rows, spec.rows).reshape(-1),
-            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
-            bounds=self._bounds[spec.name],
-        )
+        entries = Entries.of(spec, rows, weights, self.bounds[spec.name])
         if self._mapped is not None and self.reads_in_place and not track:
-            return self._read_in_place(self._mapped, spec, entries, keep=keep)
+            return self._pool_in_place(self._mapped, spec, entries, keep=keep)
         kind = cheaper(entries) if self._lookup_kind == "auto" else self._lookup_kind
         if kind == "pool":
             return self._pool(spec, entries, keep=keep, track=track)
         return self._fetch(spec, entries, keep=keep, track=track)
 
-    def _read_in_place(
+    def begin_fetch(self, spec: TableSpec, addresses: NDArray[np.uint32]) -> Waiting[FloatArray]:
+        """Ask for rows by their addresses, uint32 `[U]`, distinct and rising; what comes back waits for them `[U, D]`.
+
+        They are those of the version that the tables are at now; call it before the step, or never.
+        """
+        self._raise_failed()
+        if self._mapped is not None and self.reads_in_place:
+
+            def gather(values: NDArray[Any]) -> FloatArray:
+                rows = np.empty((addresses.size, spec.dim), dtype=spec.compute_dtype)
+                gather_rows(values, 0, addresses, rows)
+                return rows
+
+            return self._read_in_place(self._mapped, spec, addresses.size, gather)
+        edges = np.searchsorted(addresses, self.bounds[spec.name])
+        parts = [addresses[begin:end] for begin, end in pairwise(edges)]
+        nothing, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
+        futures = self._send(
+            [m.Fetch(spec.name, self.version, False, part, nothing, no_sums) for part in parts]
+        )
+
+        def finish() -> FloatArray:
+            with self.waiting():
+                return np.concatenate([expect(future, m.Rows).values for future in futures])
+
+        return finish
+
+    def _pool_in_place(
         self, mapped: MappedShards, spec: TableSpec, entries: Entries, *, keep: bool
     ) -> Waiting[Lookup]:
         version = self.version
 
-        def finish() -> Lookup:
+        def pool(values: NDArray[Any]) -> Lookup:
+            output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
+            pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+            return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
+
+        return self._read_in_place(mapped, spec, entries.addresses.size, pool)
+
+    def _read_in_place(
+        self, mapped: MappedShards, spec: TableSpec, rows: int, read: Callable[[NDArray[Any]], _Read]
+    ) -> Waiting[_Read]:
+        """What `read` makes of the values of a table at this version, `[addresses, D]`, of which it reads `rows`."""
+        version = self.version
+
+        def finish() -> _Read:
             begun = time.perf_counter()
             with self.waiting():
                 mapped.wait(version, self.sender.epoch, self._timeout_s, self._raise_failed, self._remapped)
             values = mapped.values(spec.name)
-            output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
-            pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
+            result = read(values)
             if self.on_read_in_place is not None:
-                rows = entries.addresses.size
-                row_bytes = spec.dim * values.itemsize
-                self.on_read_in_place(spec.name, rows, rows * row_bytes, time.perf_counter() - begun)
-            return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
+                size_bytes = rows * spec.dim * values.itemsize
+                self.on_read_in_place(spec.name, rows, size_bytes, time.perf_counter() - begun)
+            return result
 
         return finish
 
@@ -301,6 +313,20 @@ class StoreClient:
         self._unconfirmed.append(future)
         return future
 
+    def replace_rows(self, table: str, rows: NDArray[np.int64], values: FloatArray) -> None:
+        """Put `values` `[U, D]` in the place of distinct rows int64 `[U]` at the end of the step under way.
+
+        Their optimizer state starts anew. `step` waits for it, and says if a shard has refused it.
+        """
+        spec = self.specs[table]
+        addresses = addresses_of(rows, spec.rows)
+        order = np.argsort(addresses)
+        addresses, values = addresses[order], np.ascontiguousarray(values[order], dtype=spec.compute_dtype)
+        edges = np.searchsorted(addresses, self.bounds[table])
+        for shard, (begin, end) in enumerate(pairwise(edges)):
+            part = slice(int(begin), int(end))
+            self.contribute(shard, m.ReplaceRows, table=table, addresses=addresses[part], values=values[part])
+
     def step(
         self, learning_rates: Mapping[str, float], clip_norms: Mapping[str, float] | None = None
     ) -> StepResult:
@@ -311,28 +337,20 @@ class StoreClient:
         NonFiniteGradientError, or StoreError, if a shard refused a contribution, and UsageError unless every table, and
         no other, has a learning rate.
         """
-        if set(learning_rates) != set(self.specs) or not set(clip_norms or {}) <= set(self.specs):
-            raise UsageError(
-                f"Learning rates {dict(learning_rates)} and clipping norms {dict(clip_norms or {})} came; "
-                f"the tables are {', '.join(self.specs)}, and each needs a learning rate."
-            )
-        self._confirm()
+        check_step(self.specs, learning_rates, clip_norms or {})
+        self.synchronise()
         futures = self._commit(learning_rates, hold=bool(clip_norms))
         norms: dict[str, float] = {}
         if clip_norms:
             with self.waiting():
                 squares = np.sum([expect(future, m.Committed).squared_norms for future in futures], axis=0)
             norms = {name: float(np.sqrt(squares[index].sum())) for index, name in enumerate(self.specs)}
-            if not np.isfinite(list(norms.values())).all():
-                raise NonFiniteGradientError(
-                    f"The gradient norms of step {self.version} are {norms}; no row was touched. "
-                    "Lower the learning rate, or look for the layer that overflows."
-                )
-            scales = [min(1.0, clip_norms.get(name, np.inf) / (norm + 1e-6)) for name, norm in norms.items()]
+            scales = clip_scales(norms, clip_norms, self.version)
             apply = m.Apply(self.sender, self.version, np.array(scales, dtype=np.float64))
             futures = self._send([apply] * len(self._carriers))
         self._unconfirmed = futures
         self.version += 1
+        self._changed()
         return StepResult(self.version, norms)
 
     def skip_step(self) -> None:
@@ -340,6 +358,7 @@ class StoreClient:
         self.refusal()
         self._unconfirmed = self._commit(dict.fromkeys(self.specs, 0.0), discard=True)
         self.version += 1
+        self._changed()
 
     def refusal(self) -> NonFiniteGradientError | None:
         """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""
@@ -376,9 +395,6 @@ class StoreClient:
 
     def synchronise(self) -> None:
         """Wait until every shard has applied all that this writer has committed."""
-        self._confirm()
-
-    def _confirm(self) -> None:
         if refusal := self.refusal():
             raise refusal
 

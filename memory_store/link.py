@@ -43,7 +43,7 @@ class Complete:
 
 Action = Send | Connect | Complete
 
-_Update = m.RowGradient | m.PoolGradient | m.EntryGradient | m.Commit | m.Apply
+_Update = m.RowGradient | m.PoolGradient | m.EntryGradient | m.ReplaceRows | m.Commit | m.Apply
 
 
 class Link:

@@ -89,12 +89,22 @@ class TableUpdate:
 
 
 @dataclass(frozen=True, eq=False)
+class Replacement:
+    """Rows of a table that were replaced after a step: addresses uint32 `[U]`, distinct, and values `[U, D]`."""
+
+    table: str
+    addresses: NDArray[np.uint32]
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
 class LoggedStep:
     """Step `step` as it was applied, and the last applied `seq` of every writer after it."""
 
     step: int
     seqs: dict[int, int]
     updates: tuple[TableUpdate, ...]
+    replacements: tuple[Replacement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,17 @@ class _TableHead(_Model):
     dim: int = Field(ge=1)
 
 
+class _ReplacementHead(_Model):
+    table: str
+    dtype: str
+    rows: int = Field(ge=0)
+    dim: int = Field(ge=1)
+
+
 class _StepHead(_Model):
     seqs: dict[int, int]
     tables: tuple[_TableHead, ...]
+    replacements: tuple[_ReplacementHead, ...] = ()
 
 
 def encode_model(kind: Kind, version: int, model: BaseModel) -> Payload:
@@ -184,7 +202,13 @@ def encode_step(step: LoggedStep) -> Payload:
             grouped.weights,
             grouped.vectors,
         ]
-    return _payload(Kind.STEP, step.step, _StepHead(seqs=step.seqs, tables=tuple(heads)), arrays)
+    replaced = []
+    for part in step.replacements:
+        rows, dim = part.values.shape
+        replaced.append(_ReplacementHead(table=part.table, dtype=part.values.dtype.name, rows=rows, dim=dim))
+        arrays += [part.addresses, part.values]
+    head = _StepHead(seqs=step.seqs, tables=tuple(heads), replacements=tuple(replaced))
+    return _payload(Kind.STEP, step.step, head, arrays)
 
 
 def _payload(kind: Kind, version: int, head: BaseModel, arrays: list[NDArray[Any]]) -> Payload:
@@ -220,7 +244,7 @@ def decode_step(step: int, head: bytes, body: memoryview) -> LoggedStep:
     the form of its tables, is for the shard to check.
     """
     read = _parsed(_StepHead, head)
-    arrays = _arrays(read.tables, body)
+    arrays = _arrays(read, body)
     updates = []
     for table in read.tables:
         addresses, starts, numbers, weights, vectors = (next(arrays) for _ in range(5))
@@ -229,7 +253,11 @@ def decode_step(step: int, head: bytes, body: memoryview) -> LoggedStep:
         )
         _check_contributions(contributions)
         updates.append(TableUpdate(table.table, table.learning_rate, table.scale, contributions))
-    return LoggedStep(step, read.seqs, tuple(updates))
+    replacements = []
+    for part in read.replacements:
+        rows, values = next(arrays), next(arrays)
+        replacements.append(Replacement(part.table, rows, values.reshape(part.rows, part.dim)))
+    return LoggedStep(step, read.seqs, tuple(updates), tuple(replacements))
 
 
 def decode_seqs(head: bytes) -> dict[int, int]:
@@ -237,25 +265,33 @@ def decode_seqs(head: bytes) -> dict[int, int]:
     return _parsed(_StepHead, head).seqs
 
 
-def _arrays(tables: tuple[_TableHead, ...], body: memoryview) -> Iterator[NDArray[Any]]:
-    position = 0
-    for table in tables:
-        if table.dtype not in _DTYPES:
-            raise LogError(f"A step holds vectors of type {table.dtype}; {', '.join(_DTYPES)} are allowed.")
-        compute = _DTYPES[table.dtype]
-        forms: tuple[tuple[np.dtype[Any], int], ...] = (
+def _arrays(head: _StepHead, body: memoryview) -> Iterator[NDArray[Any]]:
+    """The arrays of a step, those of its updates first, as `encode_step` lines them up."""
+    forms: list[tuple[np.dtype[Any], int]] = []
+    for table in head.tables:
+        compute = _compute_type(table.dtype)
+        forms += [
             (np.dtype(np.uint32), table.rows),
             (np.dtype(np.int32), table.rows + 1),
             (np.dtype(np.int32), table.entries),
             (compute, table.entries),
             (compute, table.vectors * table.dim),
-        )
-        for dtype, count in forms:
-            size = dtype.itemsize * count
-            if position + size > len(body):
-                raise LogError(f"A step announces more than the {len(body)} bytes that it has.")
-            yield np.frombuffer(body, dtype=dtype, count=count, offset=position)
-            position += math.ceil(size / ALIGNMENT) * ALIGNMENT
+        ]
+    for part in head.replacements:
+        forms += [(np.dtype(np.uint32), part.rows), (_compute_type(part.dtype), part.rows * part.dim)]
+    position = 0
+    for dtype, count in forms:
+        size = dtype.itemsize * count
+        if position + size > len(body):
+            raise LogError(f"A step announces more than the {len(body)} bytes that it has.")
+        yield np.frombuffer(body, dtype=dtype, count=count, offset=position)
+        position += math.ceil(size / ALIGNMENT) * ALIGNMENT
+
+
+def _compute_type(name: str) -> np.dtype[Any]:
+    if name not in _DTYPES:
+        raise LogError(f"A step holds vectors of type {name}; {', '.join(_DTYPES)} are allowed.")
+    return _DTYPES[name]
 
 
 def _check_contributions(grouped: Contributions) -> None:

@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 
 from memory_store.calls import Waiting
 from memory_store.compilation import compiled
+from memory_store.errors import StoreError
 from memory_store.grouping import Groups, count_distinct
 from memory_store.kernels import FloatArray, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, sum_by_row
+from memory_store.placement import addresses_of
+from memory_store.table_spec import TableSpec
 
 LookupKind = Literal["auto", "fetch", "pool"]
 
@@ -41,6 +44,23 @@ class Entries:
     addresses: NDArray[np.uint32]
     weights: FloatArray
     bounds: NDArray[np.int64]
+
+    @staticmethod
+    def of(
+        spec: TableSpec, rows: NDArray[np.int64], weights: FloatArray, bounds: NDArray[np.int64]
+    ) -> Entries:
+        """Those of rows and weights `[T, M]`. Raises StoreError for other shapes, UsageError for a row outside the table."""
+        if rows.ndim != 2 or rows.shape != weights.shape:
+            raise StoreError(
+                f"Rows {rows.shape} and weights {weights.shape} must have one shape [tokens, entries]."
+            )
+        return Entries(
+            tokens=rows.shape[0],
+            per_token=rows.shape[1],
+            addresses=addresses_of(rows, spec.rows).reshape(-1),
+            weights=np.ascontiguousarray(weights, dtype=spec.compute_dtype).reshape(-1),
+            bounds=bounds,
+        )
 
     @property
     def offsets(self) -> NDArray[np.int32]:

@@ -124,6 +124,18 @@ class EntryGradient:
 
 
 @dataclass(frozen=True)
+class ReplaceRows:
+    """Put `values` in the place of distinct rows, once the step is applied to all; their optimizer state starts anew."""
+
+    sender: Sender
+    seq: int
+    step: int
+    table: str
+    addresses: Annotated[NDArray[np.uint32], "U"]
+    values: Annotated[NDArray[Any], "U, D"]
+
+
+@dataclass(frozen=True)
 class Commit:
     """This writer has sent its `contributions` to `step`; once all writers have, the step is applied once.
 
@@ -305,7 +317,7 @@ class Failure:
     message: str
 
 
-Contributing = PoolGradient | RowGradient | EntryGradient
+Contributing = PoolGradient | RowGradient | EntryGradient | ReplaceRows
 Request = (
     Describe
     | OpenGroup
@@ -315,6 +327,7 @@ Request = (
     | PoolGradient
     | RowGradient
     | EntryGradient
+    | ReplaceRows
     | Commit
     | Apply
     | CountAccesses

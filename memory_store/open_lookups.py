@@ -20,7 +20,7 @@ from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.kernels import FloatArray, weight_gradients
 from memory_store.lookups import Entries, FetchedRows, ShardEntries, split_entries
 
-Contributing = type[m.RowGradient] | type[m.PoolGradient] | type[m.EntryGradient]
+Contributing = type[m.RowGradient] | type[m.PoolGradient] | type[m.EntryGradient] | type[m.ReplaceRows]
 
 
 class Contributor(Protocol):

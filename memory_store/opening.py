@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from memory_store import messages as m
 from memory_store.bucket_files import spec_from_json
@@ -25,14 +26,24 @@ from memory_store.shard_metrics import ShardMetrics
 from memory_store.table_spec import TableSpec
 from memory_store.wire_types import WireType
 
+if TYPE_CHECKING:
+    from memory_store.spans import Spans
+
 
 def in_process_hosts(
-    specs: Sequence[TableSpec], shards: int = 1, metrics: ShardMetrics | None = None
+    specs: Sequence[TableSpec],
+    shards: int = 1,
+    metrics: ShardMetrics | None = None,
+    spans: Spans | None = None,
 ) -> list[ShardHost]:
-    """All shards of a store, in this process; with `metrics`, all are counted there together."""
+    """All shards of a store, in this process; with `metrics` all are counted there together, with `spans` traced."""
     placement = Placement.even(shards)
     cores = [ShardCore(specs, placement, shard, incarnation="embedded") for shard in range(shards)]
-    return [ShardHost(core, metrics=metrics) for core in cores]
+    hosts = [ShardHost(core, metrics=metrics) for core in cores]
+    if spans is not None:
+        for shard, host in enumerate(hosts):
+            spans.trace(host, shard)
+    return hosts
 
 
 def in_process_store(
@@ -41,9 +52,10 @@ def in_process_store(
     *,
     lookup: LookupKind = "auto",
     metrics: ShardMetrics | None = None,
+    spans: Spans | None = None,
 ) -> StoreClient:
     """A store inside this process, with its first values, and this client as its only writer."""
-    client = attach(in_process_hosts(specs, shards, metrics), specs, lookup=lookup)
+    client = attach(in_process_hosts(specs, shards, metrics, spans), specs, lookup=lookup)
     client.take_over()
     return client
 

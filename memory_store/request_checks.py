@@ -6,6 +6,7 @@ trust their arguments: an address or an offset that got past these checks would 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from memory_store.errors import LogError, NonFiniteGradientError, StoreError
 from memory_store.kernels import all_finite
-from memory_store.log_records import TableUpdate
-from memory_store.messages import Commit, EntryGradient, Fetch, RowGradient
+from memory_store.log_records import LoggedStep, Replacement
+from memory_store.messages import Commit, EntryGradient, Fetch, ReplaceRows, RowGradient
 from memory_store.steps import Contribution, token_of_entry
 from memory_store.table import TablePart
 
@@ -73,9 +74,17 @@ def check_finite(part: TablePart, numbers: NDArray[Any]) -> None:
         )
 
 
-def checked_contribution(part: TablePart, request: RowGradient | EntryGradient) -> Contribution:
+def checked_contribution(
+    part: TablePart, request: RowGradient | EntryGradient | ReplaceRows
+) -> Contribution | Replacement:
     """What a request contributes to the rows of `part`, after it was found right."""
     addresses = request.addresses
+    if isinstance(request, ReplaceRows):
+        check_owned(part, addresses)
+        check_gradient(part, request.values, addresses.size)
+        if np.unique(addresses).size < addresses.size:
+            raise StoreError(f"A row of table {part.spec.name!r} is replaced twice; name each row once.")
+        return Replacement(request.table, addresses, request.values)
     if isinstance(request, RowGradient):
         check_owned(part, addresses)
         check_gradient(part, request.gradients, addresses.size)
@@ -89,17 +98,32 @@ def checked_contribution(part: TablePart, request: RowGradient | EntryGradient) 
     return Contribution(request.table, addresses, tokens, request.weights, request.output_gradient)
 
 
-def check_replayed(part: TablePart | None, step: int, update: TableUpdate) -> None:
-    """An update out of the log is one of rows that this part has. Raises LogError."""
-    gradients = update.contributions
+def check_replayed(tables: Mapping[str, TablePart], step: LoggedStep) -> None:
+    """A step out of the log is one of rows that these tables have. Raises LogError."""
+    for update in step.updates:
+        _check_owned_vectors(
+            tables, step, update.table, update.contributions.addresses, update.contributions.vectors
+        )
+    for replaced in step.replacements:
+        _check_owned_vectors(tables, step, replaced.table, replaced.addresses, replaced.values)
+
+
+def _check_owned_vectors(
+    tables: Mapping[str, TablePart],
+    step: LoggedStep,
+    table: str,
+    addresses: NDArray[np.uint32],
+    vectors: NDArray[Any],
+) -> None:
+    part = tables.get(table)
     if (
         part is None
-        or gradients.vectors.shape[1] != part.spec.dim
-        or gradients.vectors.dtype != part.spec.compute_dtype
-        or not part.owns(gradients.addresses)
+        or vectors.shape[1] != part.spec.dim
+        or vectors.dtype != part.spec.compute_dtype
+        or not part.owns(addresses)
     ):
         raise LogError(
-            f"Step {step} of the log updates rows of table {update.table!r} that this shard doesn't have."
+            f"Step {step.step} of the log updates rows of table {table!r} that this shard doesn't have."
         )
 
 
@@ -121,11 +145,11 @@ def check_factors(what: str, factors: NDArray[np.float64], tables: int) -> None:
 
 
 def check_map(part: TablePart, sub_keys: int, side: int) -> None:
-    """The table is the square of its sub-keys, and the picture is bounded."""
-    if sub_keys**2 != part.spec.rows or not 0 < side <= MAP_SIDE_MAX:
+    """The pairs of sub-keys share the rows evenly, and the picture is bounded."""
+    if sub_keys**2 % part.spec.rows or not 0 < side <= MAP_SIDE_MAX:
         raise StoreError(
             f"No map of {sub_keys} sub-keys and side {side} can be drawn of {part.spec.rows} rows; "
-            f"there must be sub-keys squared rows, and the side may be 1 to {MAP_SIDE_MAX}."
+            f"sub-keys squared must be a multiple of the rows, and the side may be 1 to {MAP_SIDE_MAX}."
         )
 
 

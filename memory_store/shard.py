@@ -38,6 +38,7 @@ from memory_store.log_records import (
     LoggedStart,
     LoggedStep,
     LogRecord,
+    Replacement,
     TableUpdate,
 )
 from memory_store.optimizers import Contributions
@@ -53,7 +54,7 @@ from memory_store.request_checks import (
     checked_contribution,
 )
 from memory_store.steps import Contribution, WriterGroup, token_of_entry
-from memory_store.table import TablePart, allocated
+from memory_store.table import TablePart, allocated, apply_step
 from memory_store.table_spec import TableSpec
 
 _NO_NORMS = np.empty((0, BUCKETS))
@@ -157,7 +158,7 @@ class ShardCore:
                 return self._fetch(request)
             case m.PoolGradient():
                 return self._pool_gradient(request)
-            case m.RowGradient() | m.EntryGradient():
+            case m.RowGradient() | m.EntryGradient() | m.ReplaceRows():
                 return self._contribute(request)
             case m.Commit():
                 return self._commit(request)
@@ -235,14 +236,14 @@ class ShardCore:
             self._take(request, Contribution(kept.table, kept.addresses, tokens, kept.weights, gradient))
         return reply
 
-    def _contribute(self, request: m.RowGradient | m.EntryGradient) -> m.Done:
+    def _contribute(self, request: m.RowGradient | m.EntryGradient | m.ReplaceRows) -> m.Done:
         self.group.check(request.sender)
         if self.group.known(request.sender, request.seq, request.step):
             return m.Done(duplicate=True)
         self._take(request, checked_contribution(self._table(request.table), request))
         return m.Done(duplicate=False)
 
-    def _take(self, request: m.Contributing, contribution: Contribution) -> None:
+    def _take(self, request: m.Contributing, contribution: Contribution | Replacement) -> None:
         """Take a contribution that was found right, and apply the step if that completes it."""
         self._check_step(request.step)
         self.group.contribute(request.sender, request.seq, request.step, contribution)
@@ -304,17 +305,15 @@ class ShardCore:
             )
             if gradients is not None
         )
+        replaced = self.group.replacements(self.version)
         self.group.applied(self.version)
-        self._record(LoggedStep(self.version, dict(self.group.last_applied_seq), updates))
-        self._apply(updates)
+        step = LoggedStep(self.version, dict(self.group.last_applied_seq), updates, replaced)
+        self._record(step)
+        self._apply(step)
 
-    def _apply(self, updates: Sequence[TableUpdate]) -> None:
+    def _apply(self, step: LoggedStep) -> None:
         self._has_first_values = False
-        for update in updates:
-            rate, scale = update.learning_rate, update.scale
-            self.tables[update.table].update(
-                update.contributions, step=self.version + 1, learning_rate=rate, scale=scale
-            )
+        apply_step(self.tables, step)
         self._kept.forget_up_to(self.version)
         self.version += 1
         self.arena.show(self.version, self.group.epoch)
@@ -397,9 +396,8 @@ class ShardCore:
 
     def replay(self, step: LoggedStep) -> None:
         """Apply a step out of the log once more. Raises LogError, before a row changes, if it can't be of these tables."""
-        for update in step.updates:
-            check_replayed(self.tables.get(update.table), step.step, update)
-        self._apply(step.updates)
+        check_replayed(self.tables, step)
+        self._apply(step)
 
     def _describe(self) -> m.ShardInfo:
         offsets = {name: self.arena.offset_of(part.values) for name, part in self.tables.items()}

@@ -28,16 +28,18 @@ from memory_store.shard import ShardCore
 from memory_store.shard_cuts import ShardCut, ShardCuts
 from memory_store.shard_metrics import ShardMetrics
 from memory_store.step_log import StepLog
+from memory_store.traces import BeginSpan, EndSpan
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that waits for its answer. `duplicate`: it is an update that had come before."""
+    """A request that waits for its answer. `duplicate`: it is an update that had come before; `end_span`: it is traced."""
 
     request: m.Request
     future: Future[m.Reply]
     begun: float
     duplicate: bool
+    end_span: EndSpan | None
 
 
 class ShardHost:
@@ -58,6 +60,9 @@ class ShardHost:
     ) -> None:
         self.metrics = metrics or ShardMetrics()
         self.metrics.watch(core)
+        self.begin_span: BeginSpan | None = (
+            None  # for traces: told of every request that comes under a traceparent
+        )
         self._core = core
         self._lock = threading.Lock()
         self._tickets = 0
@@ -75,14 +80,15 @@ class ShardHost:
             self.metrics.log_refused.set_function(lambda: float(bool(writer.trouble)))
             core.on_record = self._log.put  # at once: a step is written while it is applied
 
-    def submit(self, request: m.Request) -> Future[m.Reply]:
+    def submit(self, request: m.Request, traceparent: str = "") -> Future[m.Reply]:
         """Hand a request to the shard. The future may complete later, or hold a PkmError."""
         begun = time.perf_counter()
+        end_span = self.begin_span(request, traceparent) if traceparent and self.begin_span else None
         future: Future[m.Reply] = Future()
         with self._lock:
             self._tickets += 1
             ticket = self._tickets
-            self._calls[ticket] = _Call(request, future, begun, self._came_before(request))
+            self._calls[ticket] = _Call(request, future, begun, self._came_before(request), end_span)
             answers = self._handle(ticket, request)
             due = self._due(answers)
         _complete(due)
@@ -104,6 +110,8 @@ class ShardHost:
             if call is not None:
                 seconds = time.perf_counter() - call.begun
                 self.metrics.answered(call.request, answer.reply, seconds, duplicate=call.duplicate)
+                if call.end_span is not None:
+                    call.end_span(answer.reply)
             given.append((call.future if call is not None else None, answer.reply))
         return given
 
@@ -119,12 +127,12 @@ class ShardHost:
         if self._log is not None:
             self._log.close()
 
-    def call(self, request: m.Request, timeout_s: float) -> m.Reply:
+    def call(self, request: m.Request, timeout_s: float, traceparent: str = "") -> m.Reply:
         """Serve a request, waiting at most `timeout_s`.
 
         Raises StoreError when the time is over, or what the shard raised.
         """
-        future = self.submit(request)
+        future = self.submit(request, traceparent)
         try:
             return future.result(timeout_s)
         except TimeoutError:

@@ -23,9 +23,15 @@ from memory_store.metric_registry import (
 )
 from memory_store.shard import ShardCore
 from memory_store.table import TablePart
+from memory_store.traffic import rows_and_bytes
 
 REQUESTS = tuple(kind.__name__ for kind in get_args(m.Request))
-_UPDATES = {m.RowGradient: "rows", m.EntryGradient: "entries", m.PoolGradient: "pooled"}
+_UPDATES = {
+    m.RowGradient: "rows",
+    m.EntryGradient: "entries",
+    m.PoolGradient: "pooled",
+    m.ReplaceRows: "replaced",
+}
 
 
 class ShardMetrics:
@@ -48,13 +54,13 @@ class ShardMetrics:
         )
         self.update_rows = Counter(
             "pkm_shard_update_rows",
-            "Entries of the contributions taken: distinct rows of kind rows, one for each use of a row of the others.",
+            "Entries of the contributions taken: distinct rows of kinds rows and replaced, else one for each use of a row.",
             ("kind", "carrier"),
             registry=registry,
         )
         self.update_bytes = Counter(
             "pkm_shard_update_bytes",
-            "Bytes of the gradients in the contributions taken, before the wire's type.",
+            "Bytes of the gradients, or new values, in the contributions taken, before the wire's type.",
             ("kind", "carrier"),
             registry=registry,
         )
@@ -133,23 +139,20 @@ class ShardMetrics:
         self.requests.labels(type(request).__name__, type(reply).__name__ if failed else "ok").inc()
         if failed:
             return
-        match request, reply:
-            case m.Fetch(), m.Rows():
-                rows = request.addresses.size
-                self.lookups.count(request.table, "fetch", rows, reply.values.nbytes, seconds)
-            case m.Pool(), m.Rows():
-                rows = request.addresses.size
-                self.lookups.count(request.table, "pool", rows, reply.values.nbytes, seconds)
-            case ((m.RowGradient() | m.EntryGradient() | m.PoolGradient() | m.Commit()), _) if duplicate:
+        rows, size_bytes = rows_and_bytes(request, reply)
+        match request:
+            case m.Fetch():
+                self.lookups.count(request.table, "fetch", rows, size_bytes, seconds)
+            case m.Pool():
+                self.lookups.count(request.table, "pool", rows, size_bytes, seconds)
+            case m.PoolGradient() | m.RowGradient() | m.EntryGradient() | m.ReplaceRows() | m.Commit() if (
+                duplicate
+            ):
                 self.duplicates.inc()
-            case m.Commit(), _:
+            case m.Commit():
                 self.commits.inc()
-            case m.RowGradient(), _:
-                self._count_update(request, request.addresses.size, request.gradients.nbytes)
-            case m.EntryGradient(), _:
-                self._count_update(request, request.addresses.size, request.output_gradient.nbytes)
-            case m.PoolGradient(), m.WeightGradient():
-                self._count_update(request, reply.gradient.size, request.output_gradient.nbytes)
+            case m.RowGradient() | m.EntryGradient() | m.PoolGradient() | m.ReplaceRows():
+                self._count_update(request, rows, size_bytes)
 
     def _count_update(self, request: m.Contributing, entries: int, size_bytes: int) -> None:
         labels = _UPDATES[type(request)], self._carrier

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,31 @@ def access_map(client: StoreClient, table: str, sub_keys: int, side: int) -> NDA
     """
     parts = client.ask(m.DrawAccesses(table, sub_keys, side), m.AccessDrawn)
     return np.asarray(np.sum([part.pixels for part in parts], axis=0))
+
+
+@dataclass(frozen=True)
+class AgeRange:
+    """How many `rows` an update has last touched at most `steps` steps ago, and longer ago than the range before.
+
+    `steps` None: never.
+    """
+
+    steps: int | None
+    rows: int
+
+
+def slot_ages(client: StoreClient, table: str) -> list[AgeRange]:
+    """The table's rows by the steps since an update touched them, at its present version: up to 1, 10, 100 ..., never."""
+    found, counted, steps = [], 0, 1
+    while True:
+        # All that were ever touched are younger than the table itself.
+        since = max(0, client.version - steps)
+        touched = sum(part.rows for part in client.ask(m.CountTouched(table, since), m.Touched))
+        found.append(AgeRange(min(steps, client.version), touched - counted))
+        counted = touched
+        if since == 0:
+            return [*found, AgeRange(None, client.specs[table].rows - counted)]
+        steps *= 10
 
 
 def touched_share(client: StoreClient, table: str, since: int) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from memory_store.errors import FencedError, StoreError
 from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray
-from memory_store.log_records import GroupState
+from memory_store.log_records import GroupState, Replacement
 from memory_store.messages import Commit, Sender
 from memory_store.optimizers import Contributions
 
@@ -45,7 +45,7 @@ def token_of_entry(offsets: NDArray[np.int32]) -> NDArray[np.int32]:
 class WriterStep:
     """One writer's share of one step."""
 
-    contributions: dict[int, Contribution] = field(default_factory=dict)
+    contributions: dict[int, Contribution | Replacement] = field(default_factory=dict)
     commit: Commit | None = None
 
     @property
@@ -98,7 +98,9 @@ class WriterGroup:
             seq in share.contributions or (share.commit is not None and share.commit.seq == seq)
         )
 
-    def contribute(self, sender: Sender, seq: int, step: int, contribution: Contribution) -> None:
+    def contribute(
+        self, sender: Sender, seq: int, step: int, contribution: Contribution | Replacement
+    ) -> None:
         """Take a contribution that is not known. Raises StoreError if the writer's share is complete."""
         share = self._share(sender, step)
         if share.complete:
@@ -152,7 +154,10 @@ class WriterGroup:
             part
             for _, share in sorted(self.pending[step].items())
             for _, part in sorted(share.contributions.items())
-            if part.table == table and part.addresses.size and not share.discarded
+            if isinstance(part, Contribution)
+            and part.table == table
+            and part.addresses.size
+            and not share.discarded
         ]
         if not parts:
             return None
@@ -170,6 +175,15 @@ class WriterGroup:
             vector_of_entry,
             np.concatenate([part.weights for part in parts]),
             np.concatenate([part.vectors for part in parts]),
+        )
+
+    def replacements(self, step: int) -> tuple[Replacement, ...]:
+        """The rows to be replaced after a complete step, in the order of writers."""
+        return tuple(
+            part
+            for _, share in sorted(self.pending[step].items())
+            for _, part in sorted(share.contributions.items())
+            if isinstance(part, Replacement) and not share.discarded
         )
 
     def applied(self, step: int) -> None:

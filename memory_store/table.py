@@ -6,7 +6,7 @@ and update its rows; steps, writers and versions are shard.py's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from memory_store.arena import Arena, padded
 from memory_store.initialization import clear, fill_normal
 from memory_store.kernels import FloatArray, gather_rows, pool_rows, weight_gradients
+from memory_store.log_records import LoggedStep
 from memory_store.optimizers import Contributions, RowState, update_rows
 from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_rows, rows_of
 from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
+from memory_store.value_types import to_bfloat16
 
 PROCESS_BYTES = 400 << 20  # of a shard's process besides its tables: interpreter, Ray, Arrow and the kernels
 _INITIALISE_ROWS = 1 << 16
@@ -174,6 +176,16 @@ class TablePart:
                 seed=self.spec.seed,
             )
 
+    def replace(self, addresses: NDArray[np.uint32], values: FloatArray, *, step: int) -> None:
+        """Put `values` `[U, D]` in the place of distinct rows; their optimizer state starts anew."""
+        if self.before_update is not None:
+            self.before_update(np.sort(addresses))
+        places = addresses.astype(np.int64) - self.first_address
+        self.values[places] = to_bfloat16(values) if self.spec.dtype == "bfloat16" else values
+        self.first_state[places] = 0
+        self.second_state[places] = 0
+        self.last_step[places] = step
+
     def rows_touched_since(self, step: int) -> int:
         """Rows that an update has touched after version `step`."""
         return int((self.last_step > step).sum())
@@ -181,6 +193,16 @@ class TablePart:
     def clear_accesses(self) -> None:
         self.accesses.fill(0)
         self.weight_sums.fill(0)
+
+
+def apply_step(tables: Mapping[str, TablePart], step: LoggedStep) -> None:
+    """Update and replace rows as `step` says, which is the one after the tables' version."""
+    for update in step.updates:
+        tables[update.table].update(
+            update.contributions, step=step.step + 1, learning_rate=update.learning_rate, scale=update.scale
+        )
+    for replaced in step.replacements:
+        tables[replaced.table].replace(replaced.addresses, replaced.values, step=step.step + 1)
 
 
 def allocated(

@@ -47,7 +47,7 @@ class Array(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("arrays", "timeout_ms", "vectors", "describe", "open_group", "initialise", "fetch", "pool", "pool_gradient", "row_gradient", "commit", "apply", "count_accesses", "draw_accesses", "clear_accesses", "count_touched", "write_cut", "load_cut", "entry_gradient", "begin_cut", "done", "shard_info", "rows", "weight_gradient", "committed", "access_counted", "access_drawn", "touched", "cut_written", "failure")
+    __slots__ = ("arrays", "timeout_ms", "vectors", "describe", "open_group", "initialise", "fetch", "pool", "pool_gradient", "row_gradient", "commit", "apply", "count_accesses", "draw_accesses", "clear_accesses", "count_touched", "write_cut", "load_cut", "entry_gradient", "begin_cut", "replace_rows", "done", "shard_info", "rows", "weight_gradient", "committed", "access_counted", "access_drawn", "touched", "cut_written", "failure")
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Header(_message.Message):
     LOAD_CUT_FIELD_NUMBER: _ClassVar[int]
     ENTRY_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     BEGIN_CUT_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_ROWS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     SHARD_INFO_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +99,7 @@ class Header(_message.Message):
     load_cut: LoadCut
     entry_gradient: EntryGradient
     begin_cut: BeginCut
+    replace_rows: ReplaceRows
     done: Done
     shard_info: ShardInfo
     rows: Rows
@@ -108,7 +110,7 @@ class Header(_message.Message):
     touched: Touched
     cut_written: CutWritten
     failure: Failure
-    def __init__(self, arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., timeout_ms: _Optional[int] = ..., vectors: _Optional[_Union[ElementType, str]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., open_group: _Optional[_Union[OpenGroup, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., pool: _Optional[_Union[Pool, _Mapping]] = ..., pool_gradient: _Optional[_Union[PoolGradient, _Mapping]] = ..., row_gradient: _Optional[_Union[RowGradient, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., count_accesses: _Optional[_Union[CountAccesses, _Mapping]] = ..., draw_accesses: _Optional[_Union[DrawAccesses, _Mapping]] = ..., clear_accesses: _Optional[_Union[ClearAccesses, _Mapping]] = ..., count_touched: _Optional[_Union[CountTouched, _Mapping]] = ..., write_cut: _Optional[_Union[WriteCut, _Mapping]] = ..., load_cut: _Optional[_Union[LoadCut, _Mapping]] = ..., entry_gradient: _Optional[_Union[EntryGradient, _Mapping]] = ..., begin_cut: _Optional[_Union[BeginCut, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., shard_info: _Optional[_Union[ShardInfo, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., weight_gradient: _Optional[_Union[WeightGradient, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., access_counted: _Optional[_Union[AccessCounted, _Mapping]] = ..., access_drawn: _Optional[_Union[AccessDrawn, _Mapping]] = ..., touched: _Optional[_Union[Touched, _Mapping]] = ..., cut_written: _Optional[_Union[CutWritten, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    def __init__(self, arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., timeout_ms: _Optional[int] = ..., vectors: _Optional[_Union[ElementType, str]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., open_group: _Optional[_Union[OpenGroup, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., pool: _Optional[_Union[Pool, _Mapping]] = ..., pool_gradient: _Optional[_Union[PoolGradient, _Mapping]] = ..., row_gradient: _Optional[_Union[RowGradient, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., count_accesses: _Optional[_Union[CountAccesses, _Mapping]] = ..., draw_accesses: _Optional[_Union[DrawAccesses, _Mapping]] = ..., clear_accesses: _Optional[_Union[ClearAccesses, _Mapping]] = ..., count_touched: _Optional[_Union[CountTouched, _Mapping]] = ..., write_cut: _Optional[_Union[WriteCut, _Mapping]] = ..., load_cut: _Optional[_Union[LoadCut, _Mapping]] = ..., entry_gradient: _Optional[_Union[EntryGradient, _Mapping]] = ..., begin_cut: _Optional[_Union[BeginCut, _Mapping]] = ..., replace_rows: _Optional[_Union[ReplaceRows, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., shard_info: _Optional[_Union[ShardInfo, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., weight_gradient: _Optional[_Union[WeightGradient, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., access_counted: _Optional[_Union[AccessCounted, _Mapping]] = ..., access_drawn: _Optional[_Union[AccessDrawn, _Mapping]] = ..., touched: _Optional[_Union[Touched, _Mapping]] = ..., cut_written: _Optional[_Union[CutWritten, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Sender(_message.Message):
     __slots__ = ("session", "epoch", "writer")
@@ -193,6 +195,18 @@ class RowGradient(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[str] = ...) -> None: ...
 
 class EntryGradient(_message.Message):
+    __slots__ = ("sender", "seq", "step", "table")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    seq: int
+    step: int
+    table: str
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., seq: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[str] = ...) -> None: ...
+
+class ReplaceRows(_message.Message):
     __slots__ = ("sender", "seq", "step", "table")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]

@@ -4,7 +4,7 @@ The models in workers/job_spec.py are the only schema: this file knows no key by
 whose relative path starts at the job file's folder (given with `--set`: at the current one). All
 mistakes are reported at once, each on a line of its own:
 
-    examples/job.yaml:7:3: memory.n_kyes: unknown key; did you mean 'sub_keys'?
+    examples/job.yaml:7:3: memory.sub_kyes: unknown key; did you mean 'sub_keys'?
 """
 
 from __future__ import annotations

@@ -80,6 +80,8 @@ class CorpusSettings(_Record):
     text_column: str
     validation_share: float
     test_share: float
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer that was taken from another corpus."""
 
 
 class CorpusInfo(CorpusSettings):
@@ -118,7 +120,8 @@ def prepare_corpus(
     files: Sequence[Path],
     folder: Path,
     *,
-    vocab_size: int,
+    vocab_size: int | None = None,
+    tokenizer_of: Path | None = None,
     text_column: str = "text",
     validation_share: float = 0.02,
     test_share: float = 0.04,
@@ -127,11 +130,18 @@ def prepare_corpus(
 ) -> CorpusInfo:
     """Make the corpus `folder` out of text files; one already made of the same is left as it is.
 
-    The shares are of the characters; `processes` encode, by default as many as there are cores. Raises UsageError
-    for files or settings that can't be used, and if `folder` holds anything else or another process is making it.
+    A tokenizer of `vocab_size` tokens is learned, or that of the corpus `tokenizer_of` is taken. The shares are of the
+    characters; `processes` encode, by default as many as there are cores. Raises UsageError for files or settings that
+    can't be used, and if `folder` holds anything else or another process is making it.
     """
     progress = on_progress or (lambda phase, share: None)
-    settings = _settings(files, vocab_size, text_column, validation_share, test_share)
+    taken = None
+    if tokenizer_of is not None:
+        source = open_corpus(tokenizer_of)
+        taken, vocab_size = source.tokenizer, source.info.vocabulary_size
+    if vocab_size is None:
+        raise UsageError("Say how many tokens the vocabulary has, or name a corpus whose tokenizer to take.")
+    settings = _settings(files, vocab_size, text_column, validation_share, test_share, taken)
     if made := _made_already(folder, settings):
         progress("prepared already", 1.0)
         return made
@@ -145,9 +155,10 @@ def prepare_corpus(
     with resumable_folder(folder, purpose.encode()) as unfinished:
         tokenizer = unfinished / TOKENIZER_FILE
         if not tokenizer.exists():
-            training = takewhile(_is_training, texts("training the tokenizer", len(ranges["train"])))
-            learned = train_tokenizer((text for _, text in training), vocab_size)
-            replace_file(tokenizer, learned.to_str(pretty=True).encode())
+            if taken is None:
+                training = takewhile(_is_training, texts("training the tokenizer", len(ranges["train"])))
+                taken = train_tokenizer((text for _, text in training), vocab_size)
+            replace_file(tokenizer, taken.to_str(pretty=True).encode())
         parts = parts_of(texts("encoding", sum(lengths)))
         encode_parts(parts, unfinished / PARTS, tokenizer, processes or len(os.sched_getaffinity(0)))
         for split in SPLITS:
@@ -165,10 +176,13 @@ def prepare_corpus(
     return info
 
 
-def open_corpus(folder: Path, splits: Sequence[str] = SPLITS) -> Corpus:
+def open_corpus(
+    folder: Path, splits: Sequence[str] = SPLITS, *, tokenizer: Tokenizer | None = None
+) -> Corpus:
     """Open a corpus with some of its splits: the files of others may be elsewhere.
 
-    Raises UsageError if there is none, or naming a file that is missing or damaged.
+    Raises UsageError if there is none, or naming a file that is missing or damaged; with `tokenizer`, also if the corpus
+    was made with another one.
     """
     info = read_corpus_info(folder)
     needed = {TOKENIZER_FILE, *map(tokens_file, splits)}
@@ -180,9 +194,14 @@ def open_corpus(folder: Path, splits: Sequence[str] = SPLITS) -> Corpus:
             raise _damaged(path, "it is missing")
         if path.stat().st_size != file.size:
             raise _damaged(path, f"it has {path.stat().st_size} bytes, {INFO_FILE} says {file.size}")
-    tokenizer = _open(folder / TOKENIZER_FILE, load_tokenizer)
+    own = _open(folder / TOKENIZER_FILE, load_tokenizer)
+    if tokenizer is not None and tokenizer.to_str() != own.to_str():
+        raise UsageError(
+            f"{folder} was made with another tokenizer than the run's; prepare the text again with that of the run's "
+            "corpus: pkm data prepare FILES... --tokenizer CORPUS --out FOLDER"
+        )
     opened = {split: _open(folder / tokens_file(split), map_tokens) for split in splits}
-    return Corpus(folder, info, tokenizer, opened)
+    return Corpus(folder, info, own, opened)
 
 
 def tokens_file(split: str) -> str:
@@ -191,7 +210,12 @@ def tokens_file(split: str) -> str:
 
 
 def _settings(
-    files: Sequence[Path], vocabulary_size: int, text_column: str, validation_share: float, test_share: float
+    files: Sequence[Path],
+    vocabulary_size: int,
+    text_column: str,
+    validation_share: float,
+    test_share: float,
+    tokenizer: Tokenizer | None,
 ) -> CorpusSettings:
     check_vocabulary_size(vocabulary_size)
     if not (validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1):
@@ -206,6 +230,7 @@ def _settings(
         text_column=text_column,
         validation_share=validation_share,
         test_share=test_share,
+        tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest() if tokenizer else None,
     )
 
 
@@ -269,7 +294,7 @@ def _split_info(path: Path, characters: range) -> SplitInfo:
 
 
 def _info_to_json(info: CorpusInfo) -> bytes:
-    body: dict[str, Any] = info.model_dump(mode="json")
+    body: dict[str, Any] = info.model_dump(mode="json", exclude_none=True)
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": checksum}, indent=2).encode() + b"\n"
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from memory_store.client import StoreClient
-from memory_store.statistics import access_report, clear_accesses
+from memory_store.statistics import access_report, clear_accesses, slot_ages
 from workers.batches import evaluation_batches
 from workers.corpus import Corpus
 from workers.job_spec import JobSpec
@@ -118,4 +118,5 @@ def _evaluate_once(
         tokens=int(total),
         perplexity=math.exp(min(loss_sum / total, 700.0)),
         memory={table: access_report(store, table) for table in tables} if store is not None else {},
+        slot_ages={table: slot_ages(store, table) for table in tables} if store is not None else {},
     )

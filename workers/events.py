@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-EventKind = Literal["restart", "cut_failed", "steps_skipped", "silent", "reshard"]
+EventKind = Literal["restart", "cut_failed", "steps_skipped", "silent", "reshard", "revival"]
 
 _log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
+from memory_store.table_handle import TableHandle
 from workers.exported.pkm_model import PREFIX
 from workers.run_folder import RunFolder
 from workers.tokenizer import END_OF_TEXT, END_OF_TEXT_ID
@@ -133,6 +133,8 @@ def to_int8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tensors(trained: TrainedModel, table: TableType) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in trained.model.state_dict().items():
+        if name.endswith("product_keys.uses"):  # a count that only training needs
+            continue
         yield f"{PREFIX}{name}", tensor.detach().cpu().contiguous()
     for name in trained.store.specs if trained.store is not None else ():
         assert trained.store is not None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from memory_store.access import AccessReport
 from memory_store.errors import UsageError
-from memory_store.statistics import access_map
+from memory_store.statistics import AgeRange, access_map, slot_ages
 from workers.evaluation import evaluate
 from workers.plots import draw_pixels
 from workers.run_folder import RunFolder
@@ -21,10 +21,14 @@ MAP_SIDE_MAX = 512
 
 @dataclass(frozen=True)
 class TableInspection:
-    """One table's figures, and its access map: weight by pair of sub-keys, float64 `[P, P]` with P <= n."""
+    """One table's figures, and its access map: weight by pair of sub-keys, float64 `[P, P]` with P <= n.
+
+    `ages`: the rows by the steps since training has last updated them.
+    """
 
     name: str
     access: AccessReport
+    ages: list[AgeRange]
     access_map: NDArray[np.float64]
 
 
@@ -46,7 +50,7 @@ def inspect_run(run: RunFolder, split: str = "validation") -> Inspection:
     report = evaluate(trained.model, store, trained.corpus, trained.job, split)
     side = min(memory.sub_keys, MAP_SIDE_MAX)
     tables = tuple(
-        TableInspection(name, access, access_map(store, name, memory.sub_keys, side))
+        TableInspection(name, access, slot_ages(store, name), access_map(store, name, memory.sub_keys, side))
         for name, access in report.memory.items()
     )
     return Inspection(trained.job.name, trained.step, tables)

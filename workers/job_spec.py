@@ -6,52 +6,29 @@ together and the value table fits the memory that its shards may take, so that n
 fail later. Unknown keys are refused, types are never guessed (`"600"` is not a number of steps), and
 pydantic reports every mistake at once, each with its dotted path.
 
-Letters: n sub-keys, K = n*n rows of a table, D row width (the model's dim), H heads, k rows chosen per head.
+Letters: n sub-keys, K rows of a table (n*n), D row width (the model's dim), H heads, k rows chosen per head.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from memory_store.placement import BUCKETS, bucket_capacity
 from memory_store.table_spec import OptimizerSpec, TableSpec
+from workers.memory_spec import Betas, MemorySpec
+from workers.spec import Spec, impossible
 
 GIB = 1 << 30
 
 NAME_LENGTH_MAX = 63
-
-_Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[
-    tuple[_Beta, _Beta],
-    Field(strict=False, description="Adam's decay of the first and of the second moment."),
-]
+ROW_WIDTH_MAX = 65_536
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-def _impossible(key: str, value: object, sentence: str) -> NoReturn:
-    """Raise a mistake at `key` of the group that is being validated, so that its path names the value."""
-    # The sentence goes in as a value: as the template itself, its braces would be read as names.
-    mistake = PydanticCustomError("impossible", "{sentence}", {"sentence": sentence})
-    raise ValidationError.from_exception_data(
-        "job", [InitErrorDetails(type=mistake, loc=(key,), input=value)]
-    )
-
-
-class DataSpec(_Spec):
+class DataSpec(Spec):
     """The text to learn from."""
 
     corpus: Path = Field(strict=False)
@@ -60,13 +37,13 @@ class DataSpec(_Spec):
     """Tokens of a training sequence."""
 
 
-class ModelSpec(_Spec):
+class ModelSpec(Spec):
     """The dense transformer round the memory."""
 
     layers: int = Field(ge=1, le=1024)
     """Transformer layers."""
     dim: int = Field(ge=2, le=65_536)
-    """Width of the residual stream, and of the rows of the value table (D)."""
+    """Width of the residual stream, and of the values unless memory.value_dim says otherwise."""
     heads: int = Field(ge=1, le=1024)
     """Attention heads; dim / heads must be a whole, even number (rotary positions turn pairs)."""
     feed_forward_dim: int = Field(default_factory=lambda data: 4 * int(data["dim"]), ge=1, le=1 << 20)
@@ -85,98 +62,13 @@ class ModelSpec(_Spec):
         return heads
 
 
-class ValuesSpec(_Spec):
-    """The value table: number type, row optimizer, learning rate. Nothing decays: untouched rows stay."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the stored values; bfloat16 takes half the room and is updated with stochastic rounding."""
-    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"] = "adam"
-    """Row optimizer; its state per row: sgd 0, adagrad D, rowwise_adagrad 1, adam 2D, rowwise_adam D+1."""
-    lr: float = Field(default=1e-3, ge=0)
-    """Learning rate of the values. Short runs need it far above train.lr: 0.03 for a few hundred steps."""
-    schedule: Literal["constant", "linear", "dense"] = "constant"
-    """constant; linear: falls to 0 at the last step; dense: follows train.schedule."""
-    betas: Betas = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator of the adaptive optimizers."""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the value gradient over all shards; null: no clipping."""
-
-
-class MemorySpec(_Spec):
-    """The product-key memory. Leave it out (null) for a dense model, which trains without any shard."""
-
-    layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(strict=False, min_length=1)
-    """Transformer layers that get a memory, counted from 1."""
-    position: Literal["replace", "beside"] = "replace"
-    """Whether the memory replaces the feed-forward of its layers or stands beside it."""
-    look_ahead: int = Field(default=0, ge=0)
-    """Layers between a memory's query and its answer: the lookup runs while they are computed. 0: none."""
-    sub_keys: int = Field(ge=1, le=65_527)
-    """Sub-keys per half of a query (n); the value table has n * n rows."""
-    heads: int = Field(default=4, ge=1, le=1024)
-    """Memory heads, each with its own query and its own sub-keys (H)."""
-    k: int = Field(default=32, ge=1)
-    """Rows that each head selects per token; at most sub_keys."""
-    query_dim: int = Field(default=128, ge=2, le=65_536, multiple_of=2)
-    """Width of a head's query; even, as each half meets its own set of sub-keys."""
-    query_network: Literal["linear", "mlp"] = "linear"
-    """How queries are made from the residual stream."""
-    query_norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation of the queries; batch norm (over all trainers) spreads the use of the table."""
-    gate: bool = False
-    """Multiply the memory's output by a learned gate of its input (Memory+)."""
-    shared_table: bool = True
-    """One value table for all memory layers; false: one for each."""
-    values: ValuesSpec = Field(default_factory=ValuesSpec)
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_are_distinct(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) < len(layers):
-            raise PydanticCustomError("impossible", "a layer is named twice; name each layer once")
-        return layers
-
-    @field_validator("look_ahead")
-    @classmethod
-    def _query_layers_exist(cls, look_ahead: int, info: ValidationInfo) -> int:
-        layers = info.data.get("layers")
-        if layers is not None and look_ahead >= min(layers):
-            raise PydanticCustomError(
-                "impossible",
-                "{look_ahead} layers before the memory in layer {first} there is no layer to take its query from; "
-                "use 0 to {most}, or move the memory to layer {next} or later",
-                {
-                    "look_ahead": look_ahead,
-                    "first": min(layers),
-                    "most": min(layers) - 1,
-                    "next": look_ahead + 1,
-                },
-            )
-        return look_ahead
-
-    @field_validator("k")
-    @classmethod
-    def _k_is_within_sub_keys(cls, k: int, info: ValidationInfo) -> int:
-        sub_keys = info.data.get("sub_keys")
-        if sub_keys is not None and k > sub_keys:
-            raise PydanticCustomError(
-                "impossible",
-                "{k} is more than sub_keys ({sub_keys}); a head can select 1 to {sub_keys} rows",
-                {"k": k, "sub_keys": sub_keys},
-            )
-        return k
-
-    def table_name(self, layer: int) -> str:
-        """Name of the value table that the memory in `layer` (counted from 1) reads."""
-        return "memory" if self.shared_table else f"memory-{layer}"
-
-
-class TrainSpec(_Spec):
+class TrainSpec(Spec):
     """Steps, the dense optimizer (AdamW), and how often to evaluate and to save."""
 
     steps: int = Field(ge=1, le=1 << 40)
     """Optimizer steps."""
+    only_rows: int | None = Field(default=None, ge=1, le=1 << 40)
+    """Rows of each memory layer that a step may update, all else frozen; for runs that `pkm finetune` makes. null: all."""
     batch_tokens: int = Field(ge=1, le=1 << 40)
     """Tokens of a step in all; a multiple of sequence_length * trainers * gradient_accumulation."""
     gradient_accumulation: int = Field(default=1, ge=1, le=1 << 20)
@@ -210,6 +102,8 @@ class TrainSpec(_Spec):
     """Steps between two cuts (checkpoints); one more is made at the end."""
     keep_cuts: int = Field(default=2, ge=2)
     """Cuts kept; at least 2, so that a damaged one is never the only one."""
+    trace_every: int = Field(default=0, ge=0)
+    """Every how many steps one is traced through all processes (OpenTelemetry; needs pkm[traces]); 0: none."""
 
     @field_validator("device")
     @classmethod
@@ -221,7 +115,7 @@ class TrainSpec(_Spec):
         return device
 
 
-class StoreSpec(_Spec):
+class StoreSpec(Spec):
     """The shards that hold the value table, and how trainers reach them."""
 
     shards: int = Field(default=2, ge=1, le=BUCKETS)
@@ -243,7 +137,7 @@ class StoreSpec(_Spec):
     """Memory that each shard may take; a table that doesn't fit is refused before anything starts."""
 
 
-class JobSpec(_Spec):
+class JobSpec(Spec):
     """One training job."""
 
     schema_version: Literal[1] = 1
@@ -266,7 +160,12 @@ class JobSpec(_Spec):
         model = info.data.get("model")
         if memory and model and max(memory.layers) > model.layers:
             sentence = f"layer {max(memory.layers)} does not exist; model.layers allows 1 to {model.layers}"
-            _impossible("layers", memory.layers, sentence)
+            impossible("layers", memory.layers, sentence)
+        if memory and model and memory.row_width(model.dim) > ROW_WIDTH_MAX:
+            sentence = (
+                f"experts of model.dim {model.dim} need rows twice as wide; {ROW_WIDTH_MAX} is the widest"
+            )
+            impossible("slots", memory.slots, sentence)
         return memory
 
     @field_validator("train")
@@ -284,7 +183,23 @@ class JobSpec(_Spec):
                 f"{data.sequence_length} * {train.trainers} * {train.gradient_accumulation} = {unit}; "
                 f"use {nearest}"
             )
-            _impossible("batch_tokens", train.batch_tokens, sentence)
+            impossible("batch_tokens", train.batch_tokens, sentence)
+        return train
+
+    @field_validator("train")
+    @classmethod
+    def _rows_are_chosen_of_a_whole_batch(cls, train: TrainSpec, info: ValidationInfo) -> TrainSpec:
+        if train.only_rows is None:
+            return train
+        memory = info.data.get("memory")
+        if memory is None:
+            impossible("only_rows", train.only_rows, "a dense model has no rows to update; leave it out")
+        if train.trainers * train.gradient_accumulation > 1:
+            sentence = (
+                "the rows most specific to a batch are found by one trainer that has all of it; "
+                "use trainers 1 and gradient_accumulation 1"
+            )
+            impossible("only_rows", train.only_rows, sentence)
         return train
 
     @field_validator("store")
@@ -293,7 +208,39 @@ class JobSpec(_Spec):
         train = info.data.get("train")
         if train and store.carrier == "in_process" and train.trainers > 1:
             sentence = f"in_process serves one trainer, not {train.trainers}; use auto, or train.trainers 1"
-            _impossible("carrier", store.carrier, sentence)
+            impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _table_on_device_is_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "gpu" and (store.carrier, store.shards) != ("in_process", 1):
+            sentence = (
+                f"memory.placement gpu keeps the table in the only trainer, so carrier {store.carrier} with "
+                f"{store.shards} shards can't serve it; use carrier in_process and shards 1, or placement cached"
+            )
+            impossible("carrier", store.carrier, sentence)
+        return store
+
+    @field_validator("train")
+    @classmethod
+    def _only_rows_in_shards(cls, train: TrainSpec, info: ValidationInfo) -> TrainSpec:
+        memory = info.data.get("memory")
+        if train.only_rows is not None and memory and memory.placement != "host":
+            sentence = f"rows are updated in shards alone; use memory.placement host, not {memory.placement}"
+            impossible("only_rows", train.only_rows, sentence)
+        return train
+
+    @field_validator("store")
+    @classmethod
+    def _copies_are_of_rows(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
+        memory = info.data.get("memory")
+        if memory and memory.placement == "cached" and store.lookup == "pool":
+            sentence = (
+                "memory.placement cached fetches rows, and pool returns sums of them; use fetch or auto"
+            )
+            impossible("lookup", store.lookup, sentence)
         return store
 
     @field_validator("store")
@@ -304,7 +251,7 @@ class JobSpec(_Spec):
                 "shards inside the trainer die with it, so that a log would be of no use; use snapshot, "
                 "or another carrier"
             )
-            _impossible("durability", store.durability, sentence)
+            impossible("durability", store.durability, sentence)
         return store
 
     @field_validator("store")
@@ -317,11 +264,11 @@ class JobSpec(_Spec):
         if needed > store.shard_memory_gib * GIB:
             sentence = (
                 f"a shard needs {needed / GIB:.3g} GiB and may take {store.shard_memory_gib:.3g} GiB: "
-                f"{memory.sub_keys} * {memory.sub_keys} rows of {model.dim} {memory.values.dtype} values "
+                f"{memory.table_rows()} rows of {memory.row_width(model.dim)} {memory.values.dtype} values "
                 f"with the state of {memory.values.optimizer}, over {store.shards} shards; use more shards, "
                 "fewer sub_keys or an optimizer with less state, or allow more memory"
             )
-            _impossible("shard_memory_gib", store.shard_memory_gib, sentence)
+            impossible("shard_memory_gib", store.shard_memory_gib, sentence)
         return store
 
     def tables(self) -> tuple[TableSpec, ...]:
@@ -335,6 +282,14 @@ class JobSpec(_Spec):
     def table_bytes(self) -> int:
         """Bytes of all rows over all shards: values, optimizer state and access statistics."""
         return sum(table.rows * table.bytes_per_row for table in self.tables())
+
+    def device_bytes(self) -> int:
+        """Bytes of the tables, or of copies of their rows, on a trainer's device; see memory.placement."""
+        if self.memory is None or self.memory.placement == "host":
+            return 0
+        if self.memory.placement == "gpu":
+            return self.table_bytes()
+        return sum(4 * table.dim * min(self.memory.cached_rows, table.rows) for table in self.tables())
 
     def twin(self, kind: Literal["dense", "deep"]) -> JobSpec:
         """The same job without memory, to compare with: equal layers ("dense") or twice as many ("deep")."""
@@ -353,8 +308,8 @@ def _tables(memory: MemorySpec, model: ModelSpec, seed: int) -> tuple[TableSpec,
     return tuple(
         TableSpec(
             name=name,
-            rows=memory.sub_keys**2,
-            dim=model.dim,
+            rows=memory.table_rows(),
+            dim=memory.row_width(model.dim),
             dtype=values.dtype,
             seed=seed + position,  # the tables of one job must not start equal
             optimizer=OptimizerSpec(kind=values.optimizer, betas=values.betas, eps=values.eps),

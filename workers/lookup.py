@@ -15,26 +15,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
 from memory_store.errors import UsageError
-from memory_store.lookups import Lookup
+from memory_store.table_handle import TableHandle
+from workers.tensor_tables import HostLookup, TensorLookup, TensorTable, host_array
 
 
 def begin_lookup(
-    table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False
+    table: TableHandle, rows: Tensor, weights: Tensor, *, track: bool = False, learning: Tensor | None = None
 ) -> Waiting[Tensor]:
     """Ask for weighted sums of rows: rows int64 `[T, M]`, weights `[T, M]`; what comes back waits for them `[T, D]`.
 
     The sums have the type and device of the weights. With gradients enabled, the rows' gradients are
-    collected even where the weights need none (a frozen model whose table learns). `track` counts the
-    accesses. Raises what `TableHandle.begin_lookup` and its wait raise.
+    collected even where the weights need none (a frozen model whose table learns). With `learning`, bool `[T, M]`, only
+    its entries have gradients: of their rows and of their weights. `track` counts the accesses. Raises what
+    `TableHandle.begin_lookup` and its wait raise.
     """
     keep = torch.is_grad_enabled()
+    if keep and learning is not None:
+        return _begin_partly_learning(table, rows, weights, track, learning)
     if keep and not weights.requires_grad:
         weights = weights.detach().requires_grad_()
     exchange = _Exchange()
@@ -47,11 +49,39 @@ def begin_lookup(
     return take
 
 
+def _begin_partly_learning(
+    table: TableHandle, rows: Tensor, weights: Tensor, track: bool, learning: Tensor
+) -> Waiting[Tensor]:
+    """The sums of all entries, from one lookup, with the gradient of the learning ones, from another."""
+    with torch.no_grad():
+        whole = begin_lookup(table, rows, weights, track=track)
+    if not learning.any():
+        return whole
+    # The others' places are taken by a row that learns anyway, with weight 0.
+    a_row = rows[learning][0]
+    part = begin_lookup(table, torch.where(learning, rows, a_row), torch.where(learning, weights, 0.0))
+
+    def take() -> Tensor:
+        learned = part()
+        return whole() + (learned - learned.detach())
+
+    return take
+
+
 class _Exchange:
     """What `_Ask` and `_Take` begin for each other."""
 
-    sums: Waiting[Lookup]
-    weight_gradient: Waiting[NDArray[Any]]
+    sums: Waiting[TensorLookup]
+    weight_gradient: Waiting[Tensor]
+
+
+def _begin(
+    table: TableHandle, rows: Tensor, weights: Tensor, keep: bool, track: bool
+) -> Waiting[TensorLookup]:
+    if isinstance(table, TensorTable):
+        return table.begin_tensor_lookup(rows, weights.detach(), keep=keep, track=track)
+    found = table.begin_lookup(host_array(rows), host_array(weights), keep=keep, track=track)
+    return lambda: HostLookup(found(), weights)
 
 
 class _Ask(torch.autograd.Function):
@@ -68,14 +98,13 @@ class _Ask(torch.autograd.Function):
         exchange: _Exchange,
     ) -> Tensor:
         ctx.exchange = exchange
-        exchange.sums = table.begin_lookup(_array(rows), _array(weights), keep=keep, track=track)
+        exchange.sums = _begin(table, rows, weights, keep, track)
         return weights.new_empty(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ticket_gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        weight_gradient = torch.from_numpy(ctx.exchange.weight_gradient())
-        return weight_gradient.to(ticket_gradient), None, None, None, None, None
+        return ctx.exchange.weight_gradient().to(ticket_gradient), None, None, None, None, None
 
 
 class _Take(torch.autograd.Function):
@@ -84,22 +113,18 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
         ctx.exchange, ctx.found = exchange, exchange.sums()
-        return torch.from_numpy(ctx.found.output).to(ticket)
+        output: Tensor = ctx.found.output.to(ticket)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
-        found: Lookup | None = ctx.found
+        found: TensorLookup | None = ctx.found
         if found is None:
             raise UsageError(
                 "A backward pass went through one memory lookup twice, which would count its row gradients "
                 "twice; run the forward pass again, or add the losses up and call backward once."
             )
         ctx.found = None
-        ctx.exchange.weight_gradient = found.begin_backward(_array(output_gradient))
+        ctx.exchange.weight_gradient = found.begin_backward(output_gradient)
         return output_gradient.new_empty(0), None
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The numbers of a tensor, in host memory and in C order."""
-    return tensor.detach().cpu().contiguous().numpy()

@@ -1,4 +1,4 @@
-"""metrics.jsonl, as the leading trainer writes it. A full disk does not stop a run: lines wait until they can be written."""
+"""metrics.jsonl and revivals.jsonl, as the leading trainer writes them. A full disk stops no run: lines wait for room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from workers.report import StepRecord
+from pydantic import BaseModel
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ class MetricsLog:
         self._path = path
         self._waiting: list[bytes] = []
 
-    def append(self, record: StepRecord) -> None:
+    def append(self, record: BaseModel) -> None:
         """Add a line, and those that could not be written before."""
         self._waiting.append(record.model_dump_json(exclude_none=True).encode() + b"\n")
         try:

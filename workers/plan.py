@@ -132,7 +132,7 @@ class _Sizes:
         train = job.train
         self.W, self.A = train.trainers, train.gradient_accumulation
         self.T = train.batch_tokens // (self.W * self.A)
-        self.D, self.S, self.L = job.model.dim, job.store.shards, 0
+        self.D, self.S, self.L = 0, job.store.shards, 0
         self.N = self.K = 0
         self.U = 0.0
         self.b = 4
@@ -140,7 +140,10 @@ class _Sizes:
         if job.memory is not None:
             self.L = len(job.memory.layers)
             self.N = self.T * job.memory.heads * job.memory.k
-            self.K = job.memory.sub_keys**2
+            table = job.tables()[0]
+            self.K, self.D = table.rows, table.dim
+            if job.memory.reads_each_row:
+                self.T = self.N  # every entry is a lookup's token of its own
             self.U = expected_distinct(self.K, self.N)
             self.first_layer = min(job.memory.layers)
 
@@ -154,7 +157,12 @@ def check_network(job: JobSpec, network: Network) -> None:
 
 
 def make_plan(job: JobSpec, calibration: Calibration, network: Network) -> Plan:
-    """Predict one step of `job`, its shards and trainers as many as the job says."""
+    """Predict one step of `job`, its shards and trainers as many as it says. Raises UsageError for tables on a device."""
+    if job.memory is not None and job.memory.placement != "host":
+        raise UsageError(
+            f"A plan is of tables in host memory, not of memory.placement {job.memory.placement}; "
+            "set memory.placement=host to plan the job as it would be with them there."
+        )
     return _Planner(job, calibration, network).plan()
 
 

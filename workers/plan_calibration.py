@@ -90,12 +90,13 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
     repeat(lambda: clock.time("optimizer", step), _BUDGET_S)
     selection_s = 0.0
     if job.memory is not None:
-        tokens = max(1, min(micro_batch, _SCORES_MAX // job.memory.sub_keys))
-        layer, k = memories[0], job.memory.k
+        scored = job.memory.sub_keys ** (2 if job.memory.keys == "flat" else 1)
+        tokens = max(1, min(micro_batch, _SCORES_MAX // scored))
+        layer = memories[0]
         x = torch.randn(tokens, job.model.dim, device=device, requires_grad=True)
 
         def select() -> None:
-            _, scores = layer.product_keys.select(layer.query_network(x), k)
+            _, scores = layer.select(layer.query_network(x))
             weights = scores.softmax(-1)
             weights.backward(weights.detach())  # type: ignore[no-untyped-call]
             _settle(device)

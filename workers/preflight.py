@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from memory_store.errors import UsageError
+from memory_store.traces import check_installed
 from workers.corpus import open_corpus
 from workers.job_spec import JobSpec
 
@@ -15,6 +16,7 @@ from workers.job_spec import JobSpec
 def check_job(job: JobSpec) -> None:
     """Raises UsageError for a job that can't run on this machine."""
     check_corpus(job)
+    check_traces(job)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if job.table_bytes() > memory_bytes:
         raise UsageError(
@@ -24,6 +26,8 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
+    if job.device_bytes():
+        _check_device_memory(job)
 
 
 def check_corpus(job: JobSpec) -> None:
@@ -36,6 +40,12 @@ def check_corpus(job: JobSpec) -> None:
         )
 
 
+def check_traces(job: JobSpec) -> None:
+    """Raises UsageError for a job that is to be traced where that can't be."""
+    if job.train.trace_every:
+        check_installed()
+
+
 def _check_cuda(job: JobSpec) -> None:
     import torch
 
@@ -43,4 +53,17 @@ def _check_cuda(job: JobSpec) -> None:
         setting = "device: cuda" if job.train.device == "cuda" else "precision: bfloat16"
         raise UsageError(
             f"train.{setting} needs a CUDA device, and none is usable here; use device: auto and precision: float32."
+        )
+
+
+def _check_device_memory(job: JobSpec) -> None:
+    import torch
+
+    if job.train.device == "cpu" or not torch.cuda.is_available():
+        return
+    _, device_bytes = torch.cuda.mem_get_info()
+    if job.device_bytes() > device_bytes:
+        raise UsageError(
+            f"memory.placement puts {job.device_bytes() / 2**30:.1f} GiB on a device of {device_bytes / 2**30:.1f} GiB; "
+            "use placement host, or cached with fewer cached_rows."
         )

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -37,14 +38,40 @@ class Selection(NamedTuple):
 class ProductKeys(nn.Module):
     """The sub-keys `[H, 2, n, query_dim / 2]` of a memory layer: n for each half of each head's query.
 
-    They start uniform in +-(query_dim / 2) ** -0.5, drawn from `generator`.
+    They start uniform in +-(query_dim / 2) ** -0.5, drawn from `generator`. With `normalise`, the halves of the queries
+    and the sub-keys are layer-normalised (see `normalised`).
+    With `count_uses`, `count` adds to `fresh_uses` int64 `[H, 2, n]`; revival.py makes use of it, and of `uses`.
     """
 
-    def __init__(self, heads: int, sub_keys: int, query_dim: int, generator: torch.Generator) -> None:
+    uses: Tensor
+    fresh_uses: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        sub_keys: int,
+        query_dim: int,
+        generator: torch.Generator,
+        *,
+        normalise: bool = False,
+        count_uses: bool = False,
+    ) -> None:
         super().__init__()
         width = query_dim // 2
         start = torch.empty(heads, 2, sub_keys, width).uniform_(-1, 1, generator=generator)
         self.sub_keys = nn.Parameter(start * width**-0.5)
+        self.scale = nn.Parameter(torch.ones(width)) if normalise else None
+        if count_uses:
+            self.register_buffer("uses", torch.zeros(heads, 2, sub_keys, dtype=torch.int64))
+            self.register_buffer("fresh_uses", torch.zeros_like(self.uses), persistent=False)
+
+    def count(self, rows: Tensor) -> None:
+        """Count the sub-keys of selected rows int64 `[T, H, k]`."""
+        heads, _, n, _ = self.sub_keys.shape
+        of_head = torch.arange(heads, device=rows.device)[:, None] * n
+        for half, chosen in enumerate((rows // n, rows % n)):
+            counts = torch.bincount((chosen + of_head).flatten(), minlength=heads * n)
+            self.fresh_uses[:, half] += counts.view(heads, n)
 
     def select(self, queries: Tensor, k: int) -> Selection:
         """The exact k best of the n*n keys for every query `[T, H, query_dim]`; k <= n."""
@@ -53,6 +80,8 @@ class ProductKeys(nn.Module):
         with torch.autocast(queries.device.type, enabled=False):
             dtype = torch.promote_types(self.sub_keys.dtype, torch.float32)
             sub_keys, halves = self.sub_keys.to(dtype), queries.to(dtype).reshape(tokens, heads, 2, width)
+            if self.scale is not None:
+                halves, sub_keys = normalised(halves, sub_keys, self.scale.to(dtype))
             if dtype == torch.float32 and queries.device.type == "cpu":
                 return Selection(*_FusedSelection.apply(halves, sub_keys, k))  # type: ignore[no-untyped-call]
             if dtype == torch.float32 and queries.device.type == "cuda":
@@ -61,6 +90,15 @@ class ProductKeys(nn.Module):
             with torch.no_grad():
                 first, second = choose_pairs(scores, k)
             return Selection(first * n + second, scores[0].gather(-1, first) + scores[1].gather(-1, second))
+
+
+def normalised(queries: Tensor, keys: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys `[..., C]` to compare with qk-norm (Memory+, Berges et al. 2024, after Chameleon).
+
+    Their product is (g * LN(q)) . LN(k) / sqrt(C), LN being layer norm and g the one learned scale `[C]`.
+    """
+    width = queries.shape[-1]
+    return F.layer_norm(queries, (width,), scale), F.layer_norm(keys, (width,)) * width**-0.5
 
 
 def choose_pairs(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

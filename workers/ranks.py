@@ -46,6 +46,14 @@ class Ranks:
             dist.all_reduce(tensor)
         return [float(number) for number in tensor.tolist()]
 
+    def total(self, counts: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all trainers."""
+        if self.world == 1:
+            return counts
+        whole = counts.clone()
+        dist.all_reduce(whole)
+        return whole
+
     def from_leader(self, number: int) -> int:
         """The leader's number, at every trainer."""
         if self.world == 1:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from pydantic import BaseModel, ConfigDict
 
 from memory_store.access import AccessReport
+from memory_store.statistics import AgeRange
 
 _LINE_BYTES = 2048  # more than a line ever has
 
@@ -33,7 +34,8 @@ class Progress:
 class StepRecord(BaseModel):
     """One line of metrics.jsonl. `step` counts finished steps; the fields from `validation_perplexity` on stand only
     on lines of steps after which there was an evaluation. `memory_usage` is the share of rows that were updated in the
-    last 100 steps; `skipped` says that the step changed nothing, because its gradient was not finite."""
+    last 100 steps; `cache_hit_rate` the share of the different rows of the step's lookups that had a copy on the device of
+    trainer 0 (memory.placement cached); `skipped` says that the step changed nothing, because its gradient was not finite."""
 
     # The loss of a skipped step may be NaN, which JSON has no number for.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -47,6 +49,7 @@ class StepRecord(BaseModel):
     values_learning_rate: float | None = None
     values_gradient_norm: float | None = None
     memory_usage: float | None = None
+    cache_hit_rate: float | None = None
     skipped: bool | None = None
     validation_perplexity: float | None = None
     validation_usage: float | None = None
@@ -54,7 +57,7 @@ class StepRecord(BaseModel):
 
 
 class EvaluationReport(BaseModel):
-    """Perplexity on held-out text and, by table, how its slots were used there."""
+    """Perplexity on held-out text and, by table, how its slots were used there, and how long ago they were updated."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,16 +65,18 @@ class EvaluationReport(BaseModel):
     tokens: int
     perplexity: float
     memory: dict[str, AccessReport] = {}
+    slot_ages: dict[str, list[AgeRange]] = {}
 
 
 class Report(BaseModel):
     """The figures of a finished run (report.json).
 
     `memory_usage`, `kl_to_uniform`, `top1_share` and `dead_slots` are of the test text (access.py defines them), over
-    all tables by their mean, null for a dense model. `tokens_per_second` is the rate of training steps, without
+    all tables by their mean, null for a dense model; `slot_ages` has, by table, the rows by the steps since training
+    has last updated them. `tokens_per_second` is the rate of training steps, without
     evaluations and cuts; `wall_seconds` is everything from start to end. `restarts` counts those of drivers and of
     trainers, `cuts_failed` the cuts without which the run went on (events.jsonl says why), `steps_skipped` the steps whose
-    gradient was not finite.
+    gradient was not finite. `cache_hit_rate` is the mean of that of the steps, null unless memory.placement is cached.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +88,8 @@ class Report(BaseModel):
     kl_to_uniform: float | None
     top1_share: float | None
     dead_slots: int | None
+    slot_ages: dict[str, list[AgeRange]] = {}
+    cache_hit_rate: float | None = None
     final_loss: float
     tokens_per_second: float
     train_seconds: float

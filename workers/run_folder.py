@@ -3,14 +3,17 @@
 job.yaml         the job as it was resolved, defaults and overrides included
 metrics.jsonl    one line per step (report.py: StepRecord)
 events.jsonl     what else has happened: restarts, cuts that failed (events.py: Event)
+revivals.jsonl   which dead sub-keys were re-seeded, and from which (revival_trail.py)
 report.json      the figures of the finished run (report.py: Report)
 job.log          what the processes of the run printed, if a service runs it
 status.json      how far a job of a service is, outcome.json how it ended (job_status.py); shards.json how busy its shards are
 access-map.arrow how often each pair of sub-keys was used on held-out text
 training-map.arrow how often the last steps have read each (training_map.py)
+background/      which rows the old text of a finetuned model reads (learning_rows.py)
 plots/           loss.png, access-map.png
 cuts/            checkpoints (memory_store/cuts.py)
 scrape/          where the processes of the job serve their metrics, while it runs (job_scrape.py)
+traces/          spans of traced steps, one file a process (memory_store/span_file.py), with train.trace_every
 logs/            logs of the shards while the job runs, with store.durability "log" (memory_store/step_log.py)
 """
 
@@ -33,6 +36,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.job_path = self.path / "job.yaml"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.revivals_path = self.path / "revivals.jsonl"
         self.events_path = self.path / "events.jsonl"
         self.report_path = self.path / "report.json"
         self.access_map_path = self.path / "access-map.arrow"
@@ -43,9 +47,11 @@ class RunFolder:
         self.halt_path = self.path / "halt.json"
         self.pause_path = self.path / "pause.json"
         self.failure_path = self.path / "failure.json"
+        self.background_path = self.path / "background"
         self.plots_path = self.path / "plots"
         self.cuts_path = self.path / "cuts"
         self.logs_path = self.path / "logs"
+        self.traces_path = self.path / "traces"
         self.scrape_path = self.path / "scrape"
         self.scrape_digest_path = self.scrape_path / "token.sha256"
         self.scrape_authority_path = self.scrape_path / "authority.pem"

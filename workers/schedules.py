@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from workers.job_spec import TrainSpec, ValuesSpec
+from workers.job_spec import TrainSpec
+from workers.memory_spec import ValuesSpec
 
 
 def dense_factor(train: TrainSpec, step: int) -> float:
@@ -28,9 +29,12 @@ def dense_factor(train: TrainSpec, step: int) -> float:
 
 
 def values_factor(values: ValuesSpec, train: TrainSpec, step: int) -> float:
-    """Factor on `values.lr` in step `step` (from 0)."""
+    """Factor on `values.lr` in step `step` (from 0); linear and cosine fall from 1 to lr_end / lr at the end."""
     if values.schedule == "dense":
         return dense_factor(train, step)
-    if values.schedule == "linear":
-        return 1 - step / train.steps
-    return 1.0
+    done = step / train.steps
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
+        values.schedule
+    ]
+    end = values.lr_end / values.lr if values.lr else 0.0
+    return end + (1 - end) * fall

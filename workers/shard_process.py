@@ -26,12 +26,13 @@ from memory_store.errors import StoreError
 from memory_store.placement import Placement
 from memory_store.process_host import process_host
 from memory_store.table_spec import TableSpec
+from memory_store.traces import Traces
 
 
 @dataclass(frozen=True)
 class ShardSettings:
     """Shard number `shard` of `shards` of `tables`, at `host`, with `threads` kernel threads, its log under `logs` and its
-    cuts in `cuts`, if given."""
+    cuts in `cuts`, if given; it traces what is traced of `job` into `traces`, if given."""
 
     tables: Sequence[TableSpec]
     shards: int
@@ -41,6 +42,8 @@ class ShardSettings:
     token: str = ""
     logs: str | None = None
     cuts: str | None = None
+    job: str = ""
+    traces: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -107,10 +110,15 @@ def serve(settings: ShardSettings) -> None:
         Path(settings.logs) if settings.logs is not None else None,
         Path(settings.cuts) if settings.cuts is not None else None,
     )
+    spans = None
+    if settings.traces is not None:
+        spans = Traces(settings.job, Path(settings.traces)).of_shard(host, settings.shard)
     server = ShardServer(host, f"{settings.host}:0", settings.token)
     print(server.port, flush=True)
     sys.stdin.read()
     server.stop(0.1)
+    if spans is not None:
+        spans.close()
 
 
 if __name__ == "__main__":

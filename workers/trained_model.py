@@ -15,9 +15,8 @@ from workers.corpus import Corpus, open_corpus
 from workers.job_spec import JobSpec
 from workers.run_folder import RunFolder
 from workers.splits import HELD_OUT
-from workers.training import build_model
 from workers.training_cut import latest_cut, restore_tables, restore_weights
-from workers.transformer import Transformer
+from workers.transformer import Transformer, build_model
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ def load_trained_model(run: RunFolder) -> TrainedModel:
     folder = latest_cut(run.cuts_path)
     corpus = open_corpus(job.data.corpus, HELD_OUT)
     store = in_process_store(job.tables(), lookup="auto") if job.memory else None
-    model = build_model(job, corpus, store, torch.device("cpu"))
+    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
+    model = build_model(job, corpus.info.vocabulary_size, tables, torch.device("cpu"))
     step = restore_weights(folder, model)
     if store is not None:
         restore_tables(folder, store)

@@ -12,13 +12,13 @@ import json
 import math
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -35,10 +35,10 @@ from memory_store.errors import (
     error_named,
 )
 from memory_store.metrics_port import Scrape
-from memory_store.opening import in_process_store
 from memory_store.shard_metrics import ShardMetrics
+from memory_store.traces import Traces, opened
 from workers.attempts import ATTEMPTS, ATTEMPTS_IN_VAIN_MAX, count_attempt
-from workers.events import count_events, read_events, tell
+from workers.events import count_events, tell
 from workers.heartbeat import At, Heartbeat, unnoticed
 from workers.job_certificates import JobCertificates, make_certificates
 from workers.job_metrics import JobMetrics
@@ -46,16 +46,19 @@ from workers.job_scrape import driver_served, forget_processes, host_of, job_scr
 from workers.job_spec import JobSpec
 from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
-from workers.preflight import check_corpus, check_job
+from workers.preflight import check_corpus, check_job, check_traces
+from workers.progress_told import progress_told
 from workers.ranks import Ranks
-from workers.report import EvaluationReport, Progress, Report, last_record, last_records, read_records
+from workers.report import EvaluationReport, Progress, Report, last_record, read_records
 from workers.run_folder import RunFolder
+from workers.table_placement import store_in_process
 from workers.trainer_metrics import TrainerMetrics, in_place_metrics
 from workers.training import Trainer
 from workers.training_cut import latest_cut
 
-_POLL_S = 0.5
-_RECENT_LINES = 40
+if TYPE_CHECKING:
+    from memory_store.spans import Spans
+
 _PLACE_TIMEOUT_S = 120.0
 _EVALUATION = "evaluation.json"
 
@@ -93,11 +96,13 @@ def train(
         check_job(job)
     else:
         check_corpus(job)
+        check_traces(job)
     if resume:
         latest_cut(run.cuts_path)
     made = make_certificates() if cluster is not None else None
     scrape = job_scrape(run, made.metrics if made else None)
     metrics = JobMetrics(job.train.steps, run)
+    traces = Traces(cluster or job.name, run.traces_path) if job.train.trace_every else None
 
     def tell_progress(progress: Progress) -> None:
         metrics.progressed(progress)
@@ -105,12 +110,12 @@ def train(
 
     tell_progress(Progress("starting", 0, job.train.steps))
     run.failure_path.unlink(missing_ok=True)
-    with driver_served(run, scrape, metrics.registry), _reporting(job, run, tell_progress):
+    with driver_served(run, scrape, metrics.registry), progress_told(job, run, tell_progress):
         if job.store.carrier == "in_process":
-            outcome = _train_here(job, run, metrics)
+            outcome = _train_here(job, run, metrics, traces)
         else:
             while (
-                outcome := _train_on_ray(job, run, cluster, tell_progress, metrics, scrape, made)
+                outcome := _train_on_ray(job, run, cluster, tell_progress, metrics, scrape, traces, made)
             ) is None and not run.halt_path.exists():
                 job = _after_move(job, run, cluster)
     if outcome is None:
@@ -123,13 +128,14 @@ def train(
 # ---- in this process ---------------------------------------------------------------------------------------------
 
 
-def _train_here(job: JobSpec, run: RunFolder, metrics: JobMetrics) -> _Outcome | None:
+def _train_here(job: JobSpec, run: RunFolder, metrics: JobMetrics, traces: Traces | None) -> _Outcome | None:
     counted = TrainerMetrics(metrics.registry, job.train.batch_tokens)
-    store = None
-    if job.memory:
-        shards = ShardMetrics(metrics.registry, "in_process")
-        store = in_process_store(job.tables(), job.store.shards, lookup=job.store.lookup, metrics=shards)
-    return _run_trainer(job, run, Ranks(device=_device(job)), store, counted)
+    device, store = _device(job), None
+    with opened(traces, "trainer") as spans:
+        if job.memory:
+            shards = ShardMetrics(metrics.registry, "in_process")
+            store = store_in_process(job, device, shards, spans)
+        return _run_trainer(job, run, Ranks(device=device), store, counted, spans)
 
 
 def _run_trainer(
@@ -138,6 +144,7 @@ def _run_trainer(
     ranks: Ranks,
     store: StoreClient | None,
     counted: TrainerMetrics,
+    spans: Spans | None,
     at: At = unnoticed,
 ) -> _Outcome | None:
     if store is not None:
@@ -145,6 +152,10 @@ def _run_trainer(
     torch.manual_seed(job.seed)
     torch.use_deterministic_algorithms(ranks.device.type == "cpu")
     trainer = Trainer(job, run, ranks, store, at, counted)
+    if spans is not None:
+        from workers.step_spans import StepSpans
+
+        trainer.traces = StepSpans(spans, job.train.trace_every, ranks, trainer.model, store)
     evaluation = trainer.train()
     if evaluation is None:
         return None
@@ -167,6 +178,7 @@ def _train_on_ray(
     on_progress: Callable[[Progress], None],
     metrics: JobMetrics,
     scrape: Scrape,
+    traces: Traces | None,
     made: JobCertificates | None,
 ) -> _Outcome | None:
     """Train to the end, or (None) until the job is to stop, or to have other shards or trainers."""
@@ -218,6 +230,7 @@ def _train_on_ray(
                 cuts=run.cuts_path,
                 credentials=(made.shards, made.trainers) if made else None,
                 scrape=scrape,
+                traces=traces,
             )
         group = shards.group if shards else None
         watch = Watch(
@@ -231,7 +244,7 @@ def _train_on_ray(
             loads = LoadWatch(group, run.path)
         threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
         run_trainers(
-            partial(_train_worker, job.model_dump_json(), str(run.path), group, scrape),
+            partial(_train_worker, job.model_dump_json(), str(run.path), group, scrape, traces),
             job.train.trainers,
             place,
             gpus=gpus,
@@ -288,7 +301,12 @@ def _last_step(run: RunFolder) -> int:
 
 
 def _train_worker(
-    job_text: str, run_path: str, group: ShardGroup | None, scrape: Scrape, ranks: Ranks
+    job_text: str,
+    run_path: str,
+    group: ShardGroup | None,
+    scrape: Scrape,
+    traces: Traces | None,
+    ranks: Ranks,
 ) -> None:
     """What each trainer process runs; again in a new process after a failure."""
     job = JobSpec.model_validate_json(job_text)
@@ -307,7 +325,8 @@ def _train_worker(
                 lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
             )
             store.on_read_in_place = in_place_metrics(counted).read_in_place
-        outcome = _run_trainer(job, run, ranks, store, counted, heartbeat.at)
+        with opened(traces, "trainer", ranks.rank) as spans:
+            outcome = _run_trainer(job, run, ranks, store, counted, spans, heartbeat.at)
     except Exception as error:
         if isinstance(error, _FINAL_ERRORS) or (attempts and attempts.in_vain >= ATTEMPTS_IN_VAIN_MAX):
             failure = {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
@@ -329,50 +348,6 @@ def _train_worker(
 # ---- telling -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _reporting(job: JobSpec, run: RunFolder, on_progress: Callable[[Progress], None]) -> Iterator[None]:
-    """Follow the run's log in a thread, and tell of each new line."""
-    stop = threading.Event()
-
-    def follow() -> None:
-        told = -1
-        usage = None
-        seen = time.time()
-        over = False
-        while not over:
-            over = stop.wait(_POLL_S)
-            for event in read_events(run.events_path, seen):
-                seen = math.nextafter(event.time, math.inf)
-                phase = "recovering" if event.kind in ("restart", "silent") else "training"
-                on_progress(Progress(phase, event.step, job.train.steps, news=event.message))
-            record = last_record(run.metrics_path)
-            if record is None or record.step == told:
-                continue
-            recent = last_records(run.metrics_path, _RECENT_LINES)
-            usage = next(
-                (line.memory_usage for line in reversed(recent) if line.memory_usage is not None), usage
-            )
-            rate = sorted(line.tokens_per_second for line in recent)[len(recent) // 2]
-            left = (job.train.steps - record.step) * job.train.batch_tokens / rate
-            phase = _phase(record.step, told, job.train.steps)
-            told = record.step
-            on_progress(Progress(phase, record.step, job.train.steps, record.loss, rate, usage, left))
-
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _phase(step: int, told: int, steps: int) -> str:
-    if step < told:
-        return "recovering"
-    return "evaluating" if step == steps else "training"
-
-
 def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Report:
     records = read_records(run.metrics_path)
     plots = [draw_losses(records, run.plots_path / "loss.png", job.name)]
@@ -381,6 +356,7 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
     tables = list(outcome.evaluation.memory.values())
     count = max(1, len(tables))
     train_seconds = sum(record.seconds for record in records)
+    hits = [record.cache_hit_rate for record in records if record.cache_hit_rate is not None]
     return Report(
         name=job.name,
         test_perplexity=outcome.evaluation.perplexity,
@@ -389,6 +365,8 @@ def _report(job: JobSpec, run: RunFolder, outcome: _Outcome, begun: float) -> Re
         kl_to_uniform=sum(table.kl_to_uniform for table in tables) / count if tables else None,
         top1_share=sum(table.top1_share for table in tables) / count if tables else None,
         dead_slots=sum(table.dead_slots for table in tables) if tables else None,
+        slot_ages=outcome.evaluation.slot_ages,
+        cache_hit_rate=fmean(hits) if hits else None,
         final_loss=records[-1].loss,
         tokens_per_second=job.train.batch_tokens * len(records) / train_seconds,
         train_seconds=train_seconds,

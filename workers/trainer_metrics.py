@@ -72,6 +72,11 @@ class TrainerMetrics:
             "Share of rows that were updated in the last 100 steps, mean over the tables (told by trainer 0).",
             registry=registry,
         )
+        self.cache_hits = Gauge(
+            "pkm_memory_cache_hit_ratio",
+            "Share of the different rows of the last step's lookups that had a copy on this trainer's device.",
+            registry=registry,
+        )
         labels = ("table", "split")
         self.usage = Gauge(
             "pkm_memory_usage_ratio",
@@ -130,6 +135,8 @@ class TrainerMetrics:
                 gauge.labels("values").set(figure)
         if record.memory_usage is not None:
             self.recent_usage.set(record.memory_usage)
+        if record.cache_hit_rate is not None:
+            self.cache_hits.set(record.cache_hit_rate)
 
     def evaluated(self, report: EvaluationReport) -> None:
         """An evaluation is finished."""

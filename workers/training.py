@@ -24,24 +24,29 @@ from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import access_map, touched_share
 from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
-from workers.corpus import Corpus, open_corpus
+from workers.corpus import open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
+from workers.learning_rows import freeze_all_but_rows
 from workers.memory_layer import MemoryLayer
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, StepRecord, forget_after
+from workers.revival import Revival
+from workers.revival_trail import forget_revivals_after
 from workers.run_folder import RunFolder
 from workers.schedules import dense_factor, values_factor
+from workers.step_traces import StepTraces
+from workers.table_placement import HitRate, placed_tables
 from workers.trainer_metrics import TrainerMetrics
 from workers.training_cut import restore_optimizer, restore_tables, restore_weights
 from workers.training_map import TrainingMap
-from workers.transformer import Transformer
+from workers.transformer import Transformer, build_model
 
 MAP_SIDE_MAX = 512
 USAGE_WINDOW_STEPS = 100
@@ -61,13 +66,6 @@ class _Loss(nn.Module):
         return self.model.loss(inputs, targets)
 
 
-def build_model(job: JobSpec, corpus: Corpus, store: StoreClient | None, device: torch.device) -> Transformer:
-    """The job's model with its first weights, its memory layers reading the tables of `store`."""
-    tables = {name: store.table(name) for name in store.specs} if store is not None else {}
-    model = Transformer(job.model, job.memory, corpus.info.vocabulary_size, tables, job.seed)
-    return model.to(device)
-
-
 class Trainer:
     """One trainer of a job; see the module."""
 
@@ -85,7 +83,11 @@ class Trainer:
         self.job, self.run, self.ranks, self.store = job, run, ranks, store
         self.corpus = open_corpus(job.data.corpus)
         self.batches = TrainingBatches(self.corpus.tokens("train"), job.data.sequence_length, job.seed)
-        self.model = build_model(job, self.corpus, store, ranks.device)
+        tables = placed_tables(job, store, ranks.device) if store is not None else {}
+        self._hit_rate = HitRate(tables)
+        self.model = build_model(job, self.corpus.info.vocabulary_size, tables, ranks.device)
+        if job.train.only_rows is not None:
+            freeze_all_but_rows(self.model, self.model.memories(), run, job.train.only_rows)
         self.parallel: nn.Module = _Loss(self.model)
         if ranks.world > 1:
             # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
@@ -93,9 +95,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameter_groups(job.train.weight_decay), lr=job.train.lr, betas=job.train.betas
         )
+        self.traces = StepTraces()
         self.metrics = MetricsLog(run.metrics_path)
         on_cut = self.counted.cut_seconds.observe
         self.cuts = CutWriter(run, job, self.model, self.optimizer, store, at, on_cut)
+        self.revival = self._new_revival()
         self.training_map: TrainingMap | None = None
         self.step = 0
         self._skipped_in_a_row = 0
@@ -113,7 +117,8 @@ class Trainer:
         self._start()
         train, ranks = self.job.train, self.ranks
         while self.step < train.steps:
-            record = self.train_step()
+            with self.traces.step(self.step + 1):
+                record = self.train_step()
             self.counted.stepped(record)
             if self.step % train.evaluate_every == 0 and self.step < train.steps:
                 record = self._with_validation(record)
@@ -147,6 +152,7 @@ class Trainer:
             store.initialise()
         if ranks.leads:
             forget_after(self.run.metrics_path, self.step)
+            forget_revivals_after(self.run.revivals_path, self.step)
             self.training_map = self._new_map()
         ranks.barrier()
         if store is not None:
@@ -164,20 +170,23 @@ class Trainer:
         """One optimizer step of the dense weights and of the tables."""
         begun = time.perf_counter()
         train, ranks = self.job.train, self.ranks
-        self.model.train()
+        # Frozen whole, the statistics of the query norm too, if only rows learn.
+        self.model.train(train.only_rows is None)
         buffers = self._buffers()
         self.optimizer.zero_grad(set_to_none=True)
 
         loss_sum = 0.0
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
-            with self.counted.stall("data")():
+            with self.counted.stall("data")(), self.traces.part("data"):
                 inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
             with self._gradients_stay_local() if not last else nullcontext(), self._precision():
-                loss = self.parallel(inputs, targets) / train.gradient_accumulation
+                with self.traces.part("forward"):
+                    loss = self.parallel(inputs, targets) / train.gradient_accumulation
                 self.at(self.step, BEGUN + 2 * micro + 1, f"the backward pass of step {self.step}")
-                loss.backward()
+                with self.traces.part("backward"):
+                    loss.backward()
             loss_sum += loss.item()
 
         rate = train.lr * dense_factor(train, self.step)
@@ -186,11 +195,16 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
         skipped = self._is_to_be_skipped(float(norm))
         if skipped:
-            self._put_back(buffers)
+            with self.traces.part("commit"):
+                self._put_back(buffers)
             values_rate = values_norm = None
         else:
-            self.optimizer.step()
-            values_rate, values_norm = self._step_tables()
+            with self.traces.part("optimizer"):
+                self.optimizer.step()
+                if self.revival is not None:
+                    self.revival.after_step(self.step)
+            with self.traces.part("commit"):
+                values_rate, values_norm = self._step_tables()
 
         self.step += 1
         self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")
@@ -208,7 +222,22 @@ class Trainer:
             values_learning_rate=values_rate,
             values_gradient_norm=values_norm,
             memory_usage=self._recent_usage(),
+            cache_hit_rate=self._hit_rate.since_last_asked(),
             skipped=skipped or None,
+        )
+
+    def _new_revival(self) -> Revival | None:
+        memory, frozen = self.job.memory, self.job.train.only_rows is not None
+        if self.store is None or memory is None or memory.revive_dead_after is None or frozen:
+            return None
+        return Revival(
+            self.model.memories(),
+            memory.revive_dead_after,
+            self.job.seed,
+            self.ranks,
+            self.optimizer,
+            self.store,
+            self.run,
         )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memory_store.calls import Waiting
-from memory_store.client import TableHandle
+from memory_store.table_handle import TableHandle
 from workers.initialization import seeded_linear
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import JobSpec, ModelSpec
 from workers.memory_layer import MemoryLayer
+from workers.memory_spec import MemorySpec
 
 ROTARY_BASE = 10_000.0
 LOSS_TOKENS_AT_ONCE = 512  # tokens whose logits [tokens, vocabulary] are in memory at a time
@@ -71,6 +72,13 @@ class Transformer(nn.Module):
                     query_network=memory.query_network,
                     query_norm=memory.query_norm,
                     gate=memory.gate,
+                    keys=memory.keys,
+                    qk_norm=memory.qk_norm,
+                    weights=memory.weights,
+                    slots=memory.slots,
+                    value_dim=memory.value_dim,
+                    value_expansion=memory.value_expansion,
+                    count_uses=memory.revive_dead_after is not None,
                     seed=_seed(seed, number, 1),
                 )
             replaced = recall is not None and memory is not None and memory.position == "replace"
@@ -102,6 +110,11 @@ class Transformer(nn.Module):
             )
         count = targets.numel() if mask is None else mask.sum().clamp(min=1)
         return total / count
+
+    def memories(self) -> dict[int, MemoryLayer]:
+        """The memory layers by their number, from 1."""
+        layers = enumerate(cast(list[Layer], list(self.layers)), start=1)
+        return {number: layer.memory for number, layer in layers if layer.memory is not None}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for AdamW: the matrices decay; norms, biases and sub-keys don't."""
@@ -218,3 +231,10 @@ def _seed(*names: int) -> int:
 
 def _generator(*names: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed(*names))
+
+
+def build_model(
+    job: JobSpec, vocabulary_size: int, tables: Mapping[str, TableHandle], device: torch.device
+) -> Transformer:
+    """A job's model with its first weights, its memory layers reading `tables`."""
+    return Transformer(job.model, job.memory, vocabulary_size, tables, job.seed).to(device)

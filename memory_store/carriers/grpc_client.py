@@ -14,6 +14,7 @@ from memory_store.carriers.grpc_server import CHANNEL_OPTIONS, METHOD
 from memory_store.carriers.grpc_sign_of_life import TOKEN_KEY
 from memory_store.errors import ShardUnreachableError, StoreError
 from memory_store.reused_memory import keep_freed_memory
+from memory_store.traces import TRACEPARENT_KEY, traceparent
 from memory_store.wire import Terms, frames, raised, read_frames
 from memory_store.wire_types import WireType
 
@@ -56,23 +57,26 @@ class GrpcCarrier:
         self._channel = open_channel(address, _OPTIONS, credentials)
         self._send_frame: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(METHOD)
         self._send_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
-        self._metadata = ((TOKEN_KEY, token),)
+        self._metadata: tuple[tuple[str, str], ...] = ((TOKEN_KEY, token),)
         self._calls = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix=f"shard-{address}")
 
     def submit(self, request: m.Request, timeout_s: float) -> Future[m.Reply]:
-        return self._calls.submit(self._call, request, timeout_s)
+        metadata = self._metadata
+        if parent := traceparent.get():
+            metadata = (*metadata, (TRACEPARENT_KEY, parent))
+        return self._calls.submit(self._call, request, timeout_s, metadata)
 
-    def _call(self, request: m.Request, timeout_s: float) -> m.Reply:
+    def _call(self, request: m.Request, timeout_s: float, metadata: tuple[tuple[str, str], ...]) -> m.Reply:
         deadline = timeout_s + _ANSWER_MARGIN_S
         sent = frames(request, Terms(int(timeout_s * 1000), self._wire))
         first, second = next(sent), next(sent, None)
         try:
             # A request of one frame, as most are, needs no thread that feeds a stream.
             if second is None:
-                replies = self._send_frame(first, timeout=deadline, metadata=self._metadata)
+                replies = self._send_frame(first, timeout=deadline, metadata=metadata)
             else:
                 stream = chain([first, second], sent)
-                replies = self._send_stream(stream, timeout=deadline, metadata=self._metadata)
+                replies = self._send_stream(stream, timeout=deadline, metadata=metadata)
             reply, _ = read_frames(replies)
         except grpc.RpcError as error:
             raise self._explained(error, request) from None

@@ -23,6 +23,7 @@ from memory_store.carriers.grpc_sign_of_life import ALIVE_METHOD, TOKEN_KEY
 from memory_store.errors import PkmError, StoreError
 from memory_store.reused_memory import keep_freed_memory
 from memory_store.shard_host import ShardHost
+from memory_store.traces import TRACEPARENT_KEY
 from memory_store.wire import CHUNK_BYTES, PAYLOAD_BYTES_MAX, Terms, failure, frames, read_frames
 
 METHOD = "/pkm.store.v1.ShardService/Call"
@@ -111,7 +112,8 @@ class ShardServer(grpc.GenericRpcHandler):
             if not isinstance(request, m.Request):
                 raise StoreError(f"A {type(request).__name__} is no request.")
             self.calls += 1
-            reply = self._host.call(request, min(terms.timeout_ms / 1000, left_s))
+            timeout_s = min(terms.timeout_ms / 1000, left_s)
+            reply = self._host.call(request, timeout_s, self._traceparent(context))
             yield from frames(reply, Terms(wire=terms.wire))
         except PkmError as error:
             yield from frames(failure(error))
@@ -120,6 +122,12 @@ class ShardServer(grpc.GenericRpcHandler):
         except Exception:
             _log.exception("a call failed")
             context.abort(grpc.StatusCode.INTERNAL, "The shard failed on this call; its log says why.")
+
+    def _traceparent(self, context: grpc.ServicerContext) -> str:
+        if self._host.begin_span is None:
+            return ""
+        given = dict(context.invocation_metadata()).get(TRACEPARENT_KEY, "")
+        return given if isinstance(given, str) else ""
 
     @contextmanager
     def _while_reading(self, context: grpc.ServicerContext) -> Iterator[None]:

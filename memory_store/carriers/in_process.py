@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from memory_store import messages as m
 from memory_store.errors import StoreError
 from memory_store.shard_host import ShardHost
+from memory_store.traces import traceparent
 
 
 class InProcessCarrier:
@@ -19,7 +20,7 @@ class InProcessCarrier:
         self._host = host
 
     def submit(self, request: m.Request, timeout_s: float) -> Future[m.Reply]:
-        future = self._host.submit(request)
+        future = self._host.submit(request, traceparent.get())
         if not future.done():
             timer = threading.Timer(timeout_s, self._expire, (future, type(request).__name__, timeout_s))
             timer.daemon = True

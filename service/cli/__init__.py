@@ -21,6 +21,7 @@ from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.failures import CommandGroup
+from service.cli.finetune import finetune
 from service.cli.generate import generate
 from service.cli.inspect import inspect
 from service.cli.plan import plan
@@ -42,6 +43,9 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command("train", epilog="Example: pkm train job.yaml --set train.lr=3e-4 --run runs/first")(train)
+app.command(
+    "finetune", epilog="Example: pkm finetune runs/quickstart --data data/news --steps 200 --only-rows 500"
+)(finetune)
 app.command("reshard", epilog="Example: pkm reshard runs/quickstart --shards 4")(reshard)
 app.command("serve", epilog="Example: pkm serve --data examples/data")(serve)
 app.command("submit", epilog="Example: pkm submit job.yaml --set train.lr=3e-4 --follow")(submit)

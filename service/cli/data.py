@@ -24,8 +24,14 @@ def prepare(
             show_default=False,
         ),
     ],
-    vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to make.", show_default=False)],
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Tokens of the vocabulary to learn.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="CORPUS", help="Take the tokenizer of this corpus instead.", show_default=False),
+    ] = None,
     text_column: Annotated[
         str, typer.Option(help="Column of the text in .parquet files, key in .jsonl files.")
     ] = "text",
@@ -45,7 +51,13 @@ def prepare(
     """
     from rich.progress import Progress as Bar
 
+    from memory_store.errors import UsageError
     from workers.corpus import prepare_corpus
+
+    if (vocab_size is None) == (tokenizer is None):
+        raise UsageError(
+            "Give either --vocab-size, to learn a tokenizer, or --tokenizer CORPUS, to take one."
+        )
 
     console = messages()
     with data_only(), Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -60,6 +72,7 @@ def prepare(
             files,
             out,
             vocab_size=vocab_size,
+            tokenizer_of=tokenizer,
             text_column=text_column,
             validation_share=validation_share,
             test_share=test_share,

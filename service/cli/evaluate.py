@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -16,17 +17,27 @@ Split = Annotated[Literal["test", "validation"], typer.Option(help="Held-out tex
 def evaluate(
     run: TrainedRun,
     split: Split = "test",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Text to read instead of the run's own, prepared with its tokenizer.",
+            show_default=False,
+        ),
+    ] = None,
     server: ServerOption = None,
     output: OutputOption = "table",
     json: JsonOption = False,
 ) -> None:
     """Evaluate the last cut of a run on held-out text."""
+    from workers.corpus import open_corpus
     from workers.evaluation import evaluate as evaluate_model
     from workers.trained_model import load_trained_model
 
     with data_only():
         trained = load_trained_model(trained_run(run, server))
-        report = evaluate_model(trained.model, trained.store, trained.corpus, trained.job, split)
+        corpus = trained.corpus if data is None else open_corpus(data, tokenizer=trained.corpus.tokenizer)
+        report = evaluate_model(trained.model, trained.store, corpus, trained.job, split)
     if json or output == "json":
         print_json(report)
         return

@@ -16,6 +16,8 @@ from service.cli.output import JsonOption, data_only, print_figures, print_json,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from memory_store.statistics import AgeRange
+
 SHADES = " .:-=+*#%@"
 MAP_COLUMNS, MAP_LINES = 64, 32  # a character is about twice as high as it is wide
 
@@ -45,7 +47,8 @@ def inspect(
         pictures = draw_inspection(inspection, picture) if picture else []
     if json or output == "json":
         tables = {
-            table.name: asdict(table.access) | {"dead_slots": table.access.dead_slots}
+            table.name: asdict(table.access)
+            | {"dead_slots": table.access.dead_slots, "ages": [asdict(age) for age in table.ages]}
             for table in inspection.tables
         }
         print_json({"split": split, "step": inspection.step, "tables": tables, "pictures": pictures})
@@ -60,13 +63,22 @@ def inspect(
             "KL to uniform": f"{access.kl_to_uniform:.3f} nats",
             "top 1 % share": share(access.top1_share),
         }
-        print_figures(figures)
+        print_figures(figures | age_figures(table.ages))
         typer.echo(
             f"\nAccess on the {split} text: first sub-key down, second across; '{SHADES}' on a log scale"
         )
         typer.echo("\n".join(coarse_map(table.access_map)) + "\n")
     for path in pictures:
         typer.echo(f"Drew {path}", err=True)
+
+
+def age_figures(ages: list[AgeRange]) -> dict[str, str]:
+    """Slots by the steps since their last update: a line for each range."""
+    names = {
+        age.steps: "never updated" if age.steps is None else f"updated {age.steps:,} steps ago"
+        for age in ages
+    }
+    return {names[age.steps]: f"{age.rows:,}" for age in ages}
 
 
 def coarse_map(weights: NDArray[Any]) -> list[str]:

@@ -79,10 +79,7 @@ def train(
             f"Stopped after a cut. Go on with: pkm train --resume {folder.path}", markup=False, soft_wrap=True
         )
         return
-    if json:
-        print_json(report)
-    else:
-        _print_report(report, folder)
+    print_report(report, folder, json=json)
 
 
 def _make_room(folder: RunFolder, job_file: Path, overwrite: bool) -> None:
@@ -120,7 +117,11 @@ def _change_job(folder: RunFolder, overrides: list[str]) -> JobSpec:
     return job
 
 
-def _print_report(report: Report, folder: RunFolder) -> None:
+def print_report(report: Report, folder: RunFolder, *, json: bool) -> None:
+    """Print the figures of a finished run, or all of its report."""
+    if json:
+        print_json(report)
+        return
     figures = {"test perplexity": f"{report.test_perplexity:.2f}"}
     if report.kl_to_uniform is not None:  # a model with memory
         figures |= {
@@ -128,6 +129,8 @@ def _print_report(report: Report, folder: RunFolder) -> None:
             "KL to uniform": f"{report.kl_to_uniform:.3f} nats",
             "top 1 % share": share(report.top1_share),
         }
+    if report.cache_hit_rate is not None:
+        figures["found on the device"] = f"{share(report.cache_hit_rate)} of the rows looked up"
     figures |= {
         "tokens/s": f"{report.tokens_per_second:,.0f}",
         "report": str(folder.report_path),

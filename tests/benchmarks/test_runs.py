@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, durability, kernels, plan, scaling, selection, service, step, transport
+from benchmarks import data, durability, gpu, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
 from benchmarks.targets import TARGETS
 from memory_store.errors import UsageError
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
+from workers.memory_spec import MemorySpec
 
 pytestmark = pytest.mark.timeout(600)  # whatever is compiled for the first time, is so here
 KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
@@ -88,3 +89,22 @@ def test_benchmarks_with_shards(module, size, tmp_path: Path):
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path):
     with pytest.raises(UsageError, match="python -m benchmarks all"):
         write_report(tmp_path, tmp_path / "performance.md")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_gpu_benchmark_runs_at_a_tiny_size_on_the_cpu(tmp_path: Path):
+    run = gpu.run(gpu.QUICK, quick=True, device_name="cpu")
+    run.save(tmp_path / "gpu.json")
+    assert run.missing == {"host_over_gpu_table": "there is no GPU here"}
+    placements = {found.case["placement"] for found in run.measurements if found.what == "training rate"}
+    assert placements == {"host", "cached", "gpu"}
+    (hits,) = (found.median for found in run.measurements if found.what == "hit rate")
+    assert 0 < hits < 1
+    assert all(found.median > 0 for found in run.measurements)
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="no GPU"):
+        gpu.run(gpu.QUICK, quick=True)

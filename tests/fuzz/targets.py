@@ -27,6 +27,7 @@ from memory_store.log_records import (
     LoggedStep,
     Opening,
     Payload,
+    Replacement,
     TableUpdate,
     decode_base,
     decode_group,
@@ -79,6 +80,7 @@ def _messages() -> list[m.Request | m.Reply]:
         m.PoolGradient(SENDER, 1, 0, 7, vectors),
         m.RowGradient(SENDER, 2, 0, "memory", rows, np.ones((3, 4), np.float32)),
         m.EntryGradient(SENDER, 3, 0, "memory", offsets, rows, weights, vectors),
+        m.ReplaceRows(SENDER, 3, 0, "memory", rows, np.ones((3, 4), np.float32)),
         m.Commit(SENDER, 4, 0, 0, False, 1.0, np.array([0.1])),
         m.Commit(SENDER, 4, 0, 0, True, 1.0, np.array([0.1])),
         m.Apply(SENDER, 0, np.array([0.5])),
@@ -148,7 +150,9 @@ def _payloads() -> list[Payload]:
         encode_model(Kind.OPENING, 0, opening),
         encode_model(Kind.GROUP, 0, group),
         encode_step(LoggedStep(0, {0: 4}, (TableUpdate("memory", 0.1, 1.0, grouped),))),
-        encode_step(LoggedStep(1, {0: 5}, ())),
+        encode_step(
+            LoggedStep(1, {0: 5}, (), (Replacement("memory", rows[1:], np.ones((2, 4), np.float32)),))
+        ),
         encode_model(Kind.BASE, 2, Base(version=2, folder="/cuts/step-2")),
     ]
 
@@ -176,9 +180,7 @@ def _decode_record(kind: Kind, version: int, head: bytes, body: memoryview) -> N
             decode_base(head)
         case Kind.STEP:
             decode_seqs(head)
-            part = _served().tables["memory"]
-            for update in decode_step(version, head, body).updates:
-                check_replayed(part if update.table == "memory" else None, version, update)
+            check_replayed(_served().tables, decode_step(version, head, body))
 
 
 def _records() -> list[bytes]:

@@ -86,7 +86,7 @@ def contents() -> list[bytes]:
     core.handle(0, m.OpenGroup("session", 1, 1))
     found = [content(core)]
     for step in range(CUTS * (STEPS_PER_CUT + 1)):
-        make_step(core, step, 2 * step + 1)
+        make_step(core, step)
         found.append(content(core))
     return found
 

@@ -45,8 +45,8 @@ def new_core(*, logged: bool = True) -> ShardCore:
     return ShardCore([SPEC], PLACEMENT, SHARD, logged=logged, first_values=not logged)
 
 
-def make_step(core: ShardCore, step: int, seq: int) -> None:
-    """Step `step`: a few rows that depend on it alone."""
+def make_step(core: ShardCore, step: int) -> None:
+    """Step `step`: a few rows that depend on it alone move, and one is replaced."""
     part = core.tables["memory"]
     existing = [
         part.first_address + place
@@ -55,8 +55,10 @@ def make_step(core: ShardCore, step: int, seq: int) -> None:
     ]
     rows = np.array(existing[step % 3 :: 7], np.uint32)[:4]
     gradients = np.full((rows.size, SPEC.dim), 1 + step % 4, np.float32)
+    seq = 3 * step + 1
     core.handle(0, m.RowGradient(SENDER, seq, step, "memory", rows, gradients))
-    core.handle(0, m.Commit(SENDER, seq + 1, step, 1, False, 1.0, RATES))
+    core.handle(0, m.ReplaceRows(SENDER, seq + 1, step, "memory", rows[-1:], gradients[-1:]))
+    core.handle(0, m.Commit(SENDER, seq + 2, step, 2, False, 1.0, RATES))
     assert core.version == step + 1
 
 
@@ -88,7 +90,7 @@ def cycle(folder: Path, say: Callable[[str, int], None]) -> None:
     step = 0
     for _ in range(CUTS):
         for _ in range(STEPS_PER_CUT):
-            make_step(core, step, 2 * step + 1)
+            make_step(core, step)
             write_log(core, log)
             step += 1
             say("acknowledged", step)
@@ -96,7 +98,7 @@ def cycle(folder: Path, say: Callable[[str, int], None]) -> None:
         core.cut_begins()
         cut = cuts.begin(path, core.tables.values(), step, step)
         write_log(core, log)
-        make_step(core, step, 2 * step + 1)  # beside the cut
+        make_step(core, step)  # beside the cut
         write_log(core, log)
         step += 1
         say("acknowledged", step)

@@ -97,6 +97,12 @@ def entry_gradient(*numbers: int, seq: int = 1, step: int = 0, sender: m.Sender 
     return m.EntryGradient(sender, seq, step, "memory", offsets, addresses(*numbers), weights, ones)
 
 
+def replacing(*numbers: int, seq: int = 1, step: int = 0, sender: m.Sender = WRITER) -> m.ReplaceRows:
+    """All of the rows become 7."""
+    sevens = np.full((len(numbers), 2), 7, dtype=np.float32)
+    return m.ReplaceRows(sender, seq, step, "memory", addresses(*numbers), sevens)
+
+
 def commit(
     contributions: int = 1, seq: int = 2, step: int = 0, sender: m.Sender = WRITER, hold: bool = False
 ) -> m.Commit:
@@ -175,16 +181,19 @@ def test_everything_may_be_sent_again():
     once.ask(pool(A, A + 1))
     once.ask(pool_gradient(seq=2))
     once.ask(entry_gradient(A, A + 2, seq=3))
-    once.ask(commit(3, seq=4))
+    once.ask(replacing(A + 1, A + 3, seq=4))
+    once.ask(commit(4, seq=5))
     assert shard.ask(m.OpenGroup("session", 1, 1)) == m.Done(duplicate=True)
     assert [shard.ask(gradient(A)).duplicate for _ in range(3)] == [False, True, True]
     assert shard.ask(pool(A, A + 1)).values.tolist() == shard.ask(pool(A, A + 1)).values.tolist()
     first, again = (shard.ask(pool_gradient(seq=2)).gradient for _ in range(2))
     assert first.tolist() == again.tolist()
     assert [shard.ask(entry_gradient(A, A + 2, seq=3)).duplicate for _ in range(2)] == [False, True]
-    assert [shard.ask(commit(3, seq=4)).version for _ in range(3)] == [1, 1, 1]
+    assert [shard.ask(replacing(A + 1, A + 3, seq=4)).duplicate for _ in range(2)] == [False, True]
+    assert [shard.ask(commit(4, seq=5)).version for _ in range(3)] == [1, 1, 1]
     assert shard.ask(gradient(A)) == m.Done(duplicate=True)
     assert shard.ask(entry_gradient(A, A + 2, seq=3)) == m.Done(duplicate=True)
+    assert shard.ask(replacing(A + 1, A + 3, seq=4)) == m.Done(duplicate=True)
     assert shard.ask(pool_gradient(seq=2)).gradient.size == 0
     assert shard.bytes() == once.bytes()
 
@@ -201,6 +210,7 @@ def test_a_commit_sent_again_while_it_waits_is_answered_both_times():
     [
         lambda sender: gradient(A, seq=7, sender=sender),
         lambda sender: entry_gradient(A, seq=7, sender=sender),
+        lambda sender: replacing(A, seq=7, sender=sender),
         lambda sender: pool(A, lookup=9, sender=sender),
         lambda sender: pool_gradient(seq=7, sender=sender),
         lambda sender: commit(0, seq=7, sender=sender),
@@ -347,6 +357,8 @@ WRONG_REQUESTS = {
         replace(entry_gradient(A), output_gradient=np.float32([[1, np.inf]])),
         "NaN or infinity",
     ),
+    "replaced rows of the other shard": (replacing(A, 5), "owns buckets"),
+    "replaced rows of another step": (replacing(A, step=2), "steps 0 to 1"),
     "entry gradient of another step": (entry_gradient(A, step=2), "steps 0 to 1"),
     "gradient of another step": (gradient(A, step=2), "steps 0 to 1"),
     "gradient of a lookup of another step": (pool_gradient(lookup=5, step=2), "steps 0 to 1"),

@@ -47,7 +47,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_commands_are_those_that_users_were_promised():
     promised = (
-        "train reshard plan eval generate inspect export data-prepare config-show config-schema "
+        "train finetune reshard plan eval generate inspect export data-prepare config-show config-schema "
         "serve submit list status watch logs cancel pause resume cuts top ui doctor"
     )
     assert {"-".join(command) for command in COMMANDS} == set(promised.split())
@@ -175,10 +175,10 @@ def test_a_real_process_separates_output_messages_and_exit_code(tmp_path: Path):
     assert (shown.returncode, shown.stderr) == (0, "")
     assert json.loads(shown.stdout)["name"]["value"] == "quickstart"
     bad = tmp_path / "bad.yaml"
-    bad.write_text((ROOT / QUICKSTART).read_text().replace("sub_keys", "n_kyes"))
+    bad.write_text((ROOT / QUICKSTART).read_text().replace("sub_keys", "sub_kyes"))
     refused = python("-m service.cli", "train", str(bad))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"{bad}:21:3: memory.n_kyes: unknown key; did you mean 'sub_keys'?" in refused.stderr
+    assert f"{bad}:21:3: memory.sub_kyes: unknown key; did you mean 'sub_keys'?" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -95,7 +95,7 @@ def test_all_mistakes_are_reported_at_once_from_top_to_bottom(job_file: Callable
     path = job_file(
         ("name: quick", "nam: quick"),
         ("heads: 4}", "heads: 5}"),
-        ("sub_keys: 64", "n_kyes: 64"),
+        ("sub_keys: 64", "sub_kyes: 64"),
         ("lr: 3e-2", "lr: fast\n    lr: 3"),
         ("steps: 10", "steps: '10'"),
         ("batch_tokens: 512", "batch_tokens: 512\nstore: [1]"),
@@ -105,7 +105,7 @@ def test_all_mistakes_are_reported_at_once_from_top_to_bottom(job_file: Callable
         ["job.yaml:1:1", "name"],
         ["job.yaml:4:29", "model.heads"],
         ["job.yaml:5:1", "memory.sub_keys"],
-        ["job.yaml:7:3", "memory.n_kyes"],
+        ["job.yaml:7:3", "memory.sub_kyes"],
         ["job.yaml:9:5", "memory.values.lr"],
         ["job.yaml:10:5", "memory.values.lr"],
         ["job.yaml:12:3", "train.steps"],
@@ -118,8 +118,8 @@ def test_all_mistakes_are_reported_at_once_from_top_to_bottom(job_file: Callable
     [
         (
             "sub_keys: 64",
-            "sub_keys: 64\n  n_kyes: 1",
-            "8:3: memory.n_kyes: unknown key; did you mean 'sub_keys'?",
+            "sub_keys: 64\n  sub_kyes: 1",
+            "8:3: memory.sub_kyes: unknown key; did you mean 'sub_keys'?",
         ),
         ("name:", "lr: 3\nname:", "1:1: lr: unknown key; did you mean 'memory.values.lr' or 'train.lr'?"),
         (

@@ -1,6 +1,7 @@
 """`pkm eval`, `generate`, `inspect` and `export` round the work itself, which stand-ins replace."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from memory_store.access import AccessReport
 from memory_store.errors import CutError
+from memory_store.statistics import AgeRange
 from service.cli import app
 from service.cli.inspect import SHADES, coarse_map
 from workers.export import ExportLoss, ExportReport
@@ -154,7 +156,8 @@ def test_generate_prints_each_piece_as_it_comes():
 @pytest.fixture
 def inspected(stand_in: StandIn) -> None:
     def inspect_run(run: object, split: str) -> types.SimpleNamespace:
-        table = types.SimpleNamespace(name="memory", access=ACCESS, access_map=np.eye(64))
+        ages = [AgeRange(1, 1000), AgeRange(10, 3000), AgeRange(None, 96)]
+        table = types.SimpleNamespace(name="memory", access=ACCESS, ages=ages, access_map=np.eye(64))
         return types.SimpleNamespace(name="first", step=600, tables=[table])
 
     stand_in("workers.inspection", inspect_run=inspect_run, draw_inspection=lambda inspection, file: [file])
@@ -164,7 +167,8 @@ def inspected(stand_in: StandIn) -> None:
 def test_inspect_prints_figures_and_a_map():
     result = pkm("inspect", "runs/first", "--picture", "map.png")
     assert result.exit_code == 0, result.stderr
-    assert "dead slots     1,024\n" in result.stdout
+    assert re.search(r"^dead slots +1,024$", result.stdout, re.MULTILINE)
+    assert re.search(r"^updated 10 steps ago +3,000\nnever updated +96$", result.stdout, re.MULTILINE)
     assert "Drew map.png" in result.stderr
     assert result.stdout.rstrip("\n").splitlines()[-32:] == coarse_map(np.eye(64))
 
@@ -174,6 +178,7 @@ def test_inspect_prints_json_and_nothing_else():
     figures = json.loads(pkm("inspect", "runs/first", "--json").stdout)
     assert (figures["split"], figures["step"], figures["pictures"]) == ("validation", 600, [])
     assert figures["tables"]["memory"]["dead_slots"] == 1024
+    assert figures["tables"]["memory"]["ages"][-1] == {"steps": None, "rows": 96}
 
 
 def test_export_writes_where_it_is_told_and_measures_if_asked(stand_in: StandIn):

@@ -44,13 +44,46 @@ def plain_queries(x: Tensor, p: Mapping[str, Tensor], norm: str) -> Tensor:
     return normalise(queries, p["query_network.norm.weight"], p["query_network.norm.bias"])
 
 
-def plain_memory(x: Tensor, table: Tensor, p: Mapping[str, Tensor], *, k: int, norm: str) -> Tensor:
-    """The layer's output for tokens `[T, dim]` that are all real, in training mode; table `[K, dim]`."""
-    sub_keys = p["product_keys.sub_keys"]
-    queries = plain_queries(x, p, norm).reshape(x.shape[0], sub_keys.shape[0], -1)
-    scores, rows = all_scores(queries, sub_keys).topk(k)
-    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
-    y = (weights[..., None] * table[rows]).sum(dim=(1, 2))
+def plain_scores(x: Tensor, p: Mapping[str, Tensor], norm: str) -> Tensor:
+    """Tokens `[T, dim]` -> the scores of all keys `[T, H, keys]`."""
+    keys = p["flat_keys.keys"] if "flat_keys.keys" in p else p["product_keys.sub_keys"]
+    queries = plain_queries(x, p, norm).reshape(x.shape[0], keys.shape[0], -1)
+    width = keys.shape[-1]
+    scale = p.get("product_keys.scale", p.get("flat_keys.scale"))
+    if scale is not None:  # qk-norm: each part of a query that meets a key, and each key
+        parts = queries.unflatten(-1, (-1, width))
+        one, zero = torch.ones(width, dtype=x.dtype), torch.zeros(width, dtype=x.dtype)
+        queries = layer_norm(parts.reshape(-1, width), scale, zero).reshape(queries.shape)
+        keys = layer_norm(keys.reshape(-1, width), one, zero).reshape(keys.shape) / width**0.5
+    if "flat_keys.keys" in p:
+        return torch.stack([queries[:, h] @ keys[h].T for h in range(len(keys))], dim=1)
+    return all_scores(queries, keys)
+
+
+def plain_memory(
+    x: Tensor,
+    table: Tensor,
+    p: Mapping[str, Tensor],
+    *,
+    k: int,
+    norm: str,
+    weights: str = "softmax",
+    slots: str = "values",
+) -> Tensor:
+    """The layer's output for tokens `[T, dim]` that are all real, in training mode; table `[K, D]`."""
+    scores, keys = plain_scores(x, p, norm).topk(k)
+    shares = scores / k if weights == "scores" else scores.exp() / scores.exp().sum(-1, keepdim=True)
+    slot_of_key = table
+    if "slots.matrices" in p:  # the whole table of all keys, block by block
+        slot_of_key = torch.cat([table @ matrix.T for matrix in p["slots.matrices"]])
+    chosen = slot_of_key[keys]  # [T, H, k, D]
+    if slots == "experts":
+        dim = x.shape[1]
+        inner = (chosen[..., :dim] * x[:, None, None, :]).sum(-1, keepdim=True)
+        chosen = inner * (1 + torch.erf(inner / 2**0.5)) / 2 * chosen[..., dim:]
+    y = (shares[..., None] * chosen).sum(dim=(1, 2))
+    if "projection.weight" in p:
+        y = y @ p["projection.weight"].T
     if "gate.gate.weight" in p:
         opening = x @ p["gate.gate.weight"].T
         y = (y * opening / (1 + (-opening).exp())) @ p["gate.output.weight"].T

@@ -36,6 +36,15 @@ KINDS = {
     "bare": {"memory__layers": [1, 2], "memory__query_norm": "none", "memory__heads": 3, "memory__k": 5},
     "ahead": {"memory__layers": [2], "memory__look_ahead": 1},
     "bfloat16": {"memory__values": {"lr": 0.01, "dtype": "bfloat16"}},
+    "memory+": {
+        "memory__layers": [1, 2],
+        "memory__gate": True,
+        "memory__qk_norm": True,
+        "memory__query_norm": "none",
+    },
+    "peer": {"memory__slots": "experts", "memory__revive_dead_after": 3},
+    "ultramem": {"memory__weights": "scores", "memory__value_dim": 16, "memory__value_expansion": 4},
+    "flat": {"memory__keys": "flat", "memory__sub_keys": 16, "memory__qk_norm": True},
     "dense": {"memory": None},
 }
 

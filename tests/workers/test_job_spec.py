@@ -1,6 +1,7 @@
 """The job schema: what it refuses, where it puts the blame, and the sizes it computes."""
 
 import copy
+import re
 import subprocess
 import sys
 from typing import Any
@@ -79,6 +80,8 @@ def test_defaults_are_those_of_the_plan():
         ("memory.query_dim", 7),
         ("memory.k", 65),
         ("memory.gate", "yes"),
+        ("memory.value_expansion", 3),
+        ("memory.value_dim", 0),
         ("memory.values.optimizer", "addam"),
         ("store.shards", 1025),
         ("store.shards", 0),
@@ -108,6 +111,59 @@ def test_unknown_keys_are_refused_in_every_group():
 def test_checks_between_groups_run_although_another_group_is_wrong():
     found = mistakes(data__corpus=3, memory__layers=[9], store__carrier="in_process", train__trainers=2)
     assert set(found) == {"data.corpus", "memory.layers", "store.carrier"}
+
+
+@pytest.mark.parametrize(
+    ("together", "blamed", "why"),
+    [
+        ({"qk_norm": True, "query_norm": "layer"}, "qk_norm", "normalised again"),
+        ({"slots": "experts", "value_dim": 16}, "value_dim", "leave it out"),
+        ({"slots": "experts", "value_expansion": 2}, "value_expansion", "only values are expanded"),
+        ({"value_expansion": 6}, "value_expansion", r"4096 keys \(sub_keys squared\) don't divide by 6"),
+        ({"keys": "flat", "sub_keys": 2048}, "sub_keys", "at most 1024"),
+        ({"keys": "flat", "revive_dead_after": 9}, "revive_dead_after", "only the sub-keys of product keys"),
+        ({"value_expansion": 4, "revive_dead_after": 9}, "revive_dead_after", "value_expansion 1"),
+        ({"values": {"lr_end": 1e-4}}, "values.lr_end", "schedule constant has no end"),
+        ({"values": {"lr_end": 2e-3, "schedule": "linear"}}, "values.lr_end", r"0.002 is above lr \(0.001\)"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(together: dict[str, Any], blamed: str, why: str):
+    found = mistakes(**{f"memory__{name}": value for name, value in together.items()})
+    assert list(found) == [f"memory.{blamed}"]
+    assert re.search(why, found[f"memory.{blamed}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "width"),
+    [
+        ({"value_dim": 16}, 4096, 16),
+        ({"slots": "experts"}, 4096, 64),
+        ({"value_expansion": 4, "value_dim": 8}, 1024, 8),
+        ({"keys": "flat"}, 4096, 32),
+    ],
+)
+def test_the_table_has_the_shape_that_the_options_ask_for(options: dict[str, Any], rows: int, width: int):
+    job = JobSpec.model_validate(settings(**{f"memory__{name}": value for name, value in options.items()}))
+    (table,) = job.tables()
+    assert (table.rows, table.dim) == (rows, width)
+
+
+@pytest.mark.parametrize(
+    ("together", "why"),
+    [
+        ({"memory": None}, "no rows to update"),
+        ({"train__gradient_accumulation": 2}, "one trainer that has all of it"),
+    ],
+)
+def test_rows_are_chosen_only_where_that_makes_sense(together: dict[str, Any], why: str):
+    found = mistakes(train__only_rows=3, **together)
+    assert list(found) == ["train.only_rows"]
+    assert why in found["train.only_rows"]
+
+
+def test_experts_of_a_model_that_is_too_wide_are_refused():
+    found = mistakes(model__dim=32_772, model__heads=1, memory__slots="experts", store__shard_memory_gib=1e6)
+    assert list(found) == ["memory.slots"]
 
 
 def test_a_refused_look_ahead_says_what_is_allowed():

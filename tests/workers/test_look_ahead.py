@@ -22,8 +22,9 @@ from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from tests.held_carrier import HeldCarrier
 from tests.workers.plain_reference import plain_transformer_hidden
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
 from workers.memory_layer import Ablation, MemoryLayer
+from workers.memory_spec import MemorySpec
 from workers.transformer import Layer, Transformer
 
 VOCABULARY, LENGTH, DIM, ROWS = 50, 12, 16, 64

@@ -22,12 +22,24 @@ OPTIONS: list[dict[str, Any]] = [
     {"query_norm": "layer", "query_network": "mlp"},
     {"query_norm": "none", "gate": True},
     {"query_norm": "batch", "query_network": "mlp", "gate": True},
+    {"query_norm": "none", "qk_norm": True},
+    {"query_norm": "batch", "qk_norm": True, "keys": "flat"},
+    {"query_norm": "layer", "keys": "flat", "weights": "scores"},
+    {"query_norm": "batch", "weights": "scores", "value_dim": 3},
+    {"query_norm": "none", "gate": True, "value_dim": 3},
+    {"query_norm": "batch", "slots": "experts"},
+    {"query_norm": "none", "slots": "experts", "weights": "scores", "gate": True},
+    {"query_norm": "batch", "value_expansion": 7},
+    {"query_norm": "layer", "value_expansion": 7, "value_dim": 3, "weights": "scores"},
 ]
+GRADCHECKED = [*OPTIONS[:4], {"query_norm": "batch", "slots": "experts", "heads": 1, "query_dim": 4}]
 
 
-def open_store(dtype: str = "float64") -> StoreClient:
-    """A table whose values lose exactly their gradient at a step with learning rate 1."""
-    spec = TableSpec("memory", ROWS, DIM, dtype=dtype, seed=3, optimizer=OptimizerSpec(kind="sgd"))  # type: ignore[arg-type]
+def open_store(dtype: str = "float64", **options: Any) -> StoreClient:
+    """A table for a layer with `options`, whose values lose exactly their gradient at a step with learning rate 1."""
+    rows = ROWS // options.get("value_expansion", 1)
+    width = 2 * DIM if options.get("slots") == "experts" else options.get("value_dim", DIM)
+    spec = TableSpec("memory", rows, width, dtype=dtype, seed=3, optimizer=OptimizerSpec(kind="sgd"))  # type: ignore[arg-type]
     return in_process_store([spec], shards=2)
 
 
@@ -36,8 +48,8 @@ def new_layer(store: StoreClient, **options: Any) -> MemoryLayer:
     layer = MemoryLayer(DIM, store.table("memory"), **settings)
     layer.to(torch.float64 if store.specs["memory"].dtype == "float64" else torch.float32)
     generator = torch.Generator().manual_seed(2)
-    for name, parameter in layer.query_network.named_parameters():
-        if name.startswith("norm."):  # away from 0 and 1, where a mistake would not show
+    for name, parameter in layer.named_parameters():
+        if ".norm." in name or name.endswith(".scale"):  # away from 0 and 1, where a mistake would not show
             nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     return layer
 
@@ -48,8 +60,11 @@ def new_x(dtype: torch.dtype = torch.float64, tokens: int = TOKENS) -> Tensor:
 
 def values(store: StoreClient) -> Tensor:
     """The whole table `[K, D]`."""
-    ones = np.ones((ROWS, 1), dtype=store.specs["memory"].compute_dtype)
-    return torch.from_numpy(store.table("memory").lookup(np.arange(ROWS)[:, None], ones, keep=False).output)
+    spec = store.specs["memory"]
+    ones = np.ones((spec.rows, 1), dtype=spec.compute_dtype)
+    return torch.from_numpy(
+        store.table("memory").lookup(np.arange(spec.rows)[:, None], ones, keep=False).output
+    )
 
 
 class Fresh(torch.autograd.Function):
@@ -77,9 +92,9 @@ class Fresh(torch.autograd.Function):
         return output
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", GRADCHECKED, ids=str)
 def test_layer_passes_gradcheck(options: dict[str, Any]) -> None:
-    layer = new_layer(open_store(), **options)
+    layer = new_layer(open_store(**options), **options)
     inputs = [new_x(tokens=4), *(parameter.detach() for parameter in layer.parameters())]
     assert torch.autograd.gradcheck(
         lambda *inputs: Fresh.apply(layer, *inputs), [tensor.clone().requires_grad_() for tensor in inputs]
@@ -91,7 +106,7 @@ def test_layer_passes_gradcheck(options: dict[str, Any]) -> None:
 def test_output_and_all_gradients_equal_plain_pytorch(
     options: dict[str, Any], dtype: str, tolerance: float
 ) -> None:
-    store = open_store(dtype)
+    store = open_store(dtype, **options)
     layer = new_layer(store, **options)
     x = new_x(getattr(torch, dtype)).requires_grad_()
     before = values(store)
@@ -103,7 +118,8 @@ def test_output_and_all_gradients_equal_plain_pytorch(
     table = before.double().requires_grad_()
     plain_x = x.detach().double().requires_grad_()
     plain = {name: value.detach().double().requires_grad_() for name, value in layer.named_parameters()}
-    expected = plain_memory(plain_x, table, plain, k=K, norm=options["query_norm"])
+    settings = {name: options[name] for name in ("weights", "slots") if name in options}
+    expected = plain_memory(plain_x, table, plain, k=K, norm=options["query_norm"], **settings)
     expected.backward(upstream)
 
     found = {"output": output, "x": x.grad, "values": before - values(store)}
@@ -216,6 +232,58 @@ def test_ablations() -> None:
     assert not torch.isclose(shuffled, whole).any(-1).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"slots": "experts"}, {"value_expansion": 7}], ids=str)
+def test_only_rows_that_are_chosen_learn(options: dict[str, Any]) -> None:
+    def gradient_of_values(chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        store = open_store(**options)
+        layer = new_layer(store, **options)
+        layer.requires_grad_(False)
+        if chosen is not None:
+            layer.choose_learning = lambda rows: torch.isin(rows, chosen)
+        before = values(store)
+        output = layer(new_x())
+        output.square().sum().backward()
+        store.step({"memory": 1.0})
+        return output.detach(), before - values(store)
+
+    output, whole = gradient_of_values(None)
+    learned = whole.any(-1).nonzero().flatten()
+    for chosen in (learned[::2], learned[3:4]):
+        same, part = gradient_of_values(chosen)
+        torch.testing.assert_close(same, output)
+        torch.testing.assert_close(part[chosen], whole[chosen])
+        others = torch.ones(len(whole), dtype=torch.bool)
+        others[chosen] = False
+        assert not part[others].any()
+
+    layer = new_layer(open_store(**options), **options).requires_grad_(False)
+    layer.choose_learning = lambda rows: torch.zeros_like(rows, dtype=torch.bool)
+    assert not layer(new_x()).requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weights": "scores"}, {"slots": "experts"}, {"value_expansion": 7}, {"keys": "flat"}],
+    ids=str,
+)
+def test_accesses_are_counted_by_the_size_of_their_weights(options: dict[str, Any]) -> None:
+    store = open_store(**options)
+    layer = new_layer(store, **options).eval()
+    layer.track_access = True
+    x, rows = new_x(), store.specs["memory"].rows
+    with torch.no_grad():
+        layer(x)
+        keys, scores = layer.select(layer.query_network(x))
+    weights = scores / K if options.get("weights") == "scores" else scores.softmax(-1)
+    sums = np.zeros(rows)
+    np.add.at(sums, keys.flatten().numpy() % rows, weights.flatten().abs().numpy())
+    used = sums[sums > 0] / sums.sum()
+    found = access_report(store, "memory")
+    assert found.accesses == keys.numel()
+    assert found.rows_used == used.size
+    assert found.kl_to_uniform == pytest.approx(np.log(rows) + (used * np.log(used)).sum(), rel=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 49, 128**2, 65_527**2])
 def test_shuffling_is_a_permutation(count: int) -> None:
     from workers.memory_layer import _permuted
@@ -235,6 +303,9 @@ def test_shuffling_is_a_permutation(count: int) -> None:
         (6, {"k": 8}, r"can't select 8 rows with 7 sub-keys"),
         (6, {"k": 0}, r"can't select 0 rows"),
         (6, {"query_dim": 7}, r"query_dim 7 is odd"),
+        (6, {"value_dim": 3}, r"width 6 .* must be 3 wide"),
+        (6, {"slots": "experts"}, r"width 6 .* must be 12 wide"),
+        (6, {"value_expansion": 7}, r"49 rows .* 7 of them each"),
     ],
 )
 def test_impossible_shapes_are_refused(dim: int, options: dict[str, Any], message: str) -> None:

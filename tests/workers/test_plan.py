@@ -181,3 +181,8 @@ def test_a_dense_job_and_shards_in_process():
     assert sum(part.bytes for part in make_plan(here, CALIBRATION, Network()).parts) == 0
     with pytest.raises(UsageError, match=r"store\.carrier=auto"):
         check_network(here, Network(1e9, hosts_apart=True))
+
+
+def test_tables_on_a_device_are_not_planned():
+    with pytest.raises(UsageError, match=r"not of memory\.placement cached; set memory\.placement=host"):
+        make_plan(job(memory__placement="cached"), CALIBRATION, Network())

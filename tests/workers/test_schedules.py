@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from workers.job_spec import TrainSpec, ValuesSpec
+from workers.job_spec import TrainSpec
+from workers.memory_spec import ValuesSpec
 from workers.schedules import dense_factor, values_factor
 
 
@@ -40,3 +41,16 @@ def test_values_keep_their_rate_unless_asked() -> None:
     assert factors("linear")[0] == 1
     assert factors("linear")[-1] == pytest.approx(0.01)
     assert factors("dense") == [dense_factor(spec("cosine"), step) for step in range(100)]
+
+
+def test_values_fall_to_the_end_that_is_asked_for() -> None:
+    def factor(schedule: str, step: int) -> float:
+        values = ValuesSpec.model_validate({"schedule": schedule, "lr": 0.01, "lr_end": 0.001})
+        return values_factor(values, spec("constant"), step)
+
+    for schedule in ("linear", "cosine"):
+        assert factor(schedule, 0) == 1
+        assert factor(schedule, 50) == pytest.approx(0.55)
+        assert factor(schedule, 100) == pytest.approx(0.1)
+    assert factor("linear", 25) == pytest.approx(1 - 0.9 / 4)
+    assert factor("cosine", 25) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)

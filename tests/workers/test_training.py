@@ -28,11 +28,12 @@ def run_job(job: JobSpec, folder: Path, *, resume: bool = False) -> Report:
 
 
 def run_interrupted(job: JobSpec, folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a job until step `at` has begun, then fail."""
+    """Run a job until step `at` has begun and the last cut is written, then fail."""
     original = workers.training.Trainer.train_step
 
     def failing(trainer: workers.training.Trainer) -> workers.training.StepRecord:
         if trainer.step == at:
+            trainer.cuts.finish()
             raise PlantedError
         return original(trainer)
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memory_store import StoreClient, TableSpec, in_process_store
-from workers.job_spec import MemorySpec, ModelSpec
+from workers.job_spec import ModelSpec
 from workers.memory_layer import MemoryLayer
+from workers.memory_spec import MemorySpec
 from workers.transformer import Transformer, rotary_angles, rotate
 
 VOCABULARY, LENGTH = 50, 12

@@ -117,7 +117,8 @@ class PkmModel(nn.Module):
         self.tables = nn.ModuleDict()
         for name in dict.fromkeys(config.memory_tables.values()):
             assert memory is not None
-            self.tables[name] = Table(memory["sub_keys"] ** 2, config.hidden_size, config.table_dtype)
+            rows = memory["sub_keys"] ** 2 // memory["value_expansion"]
+            self.tables[name] = Table(rows, _row_width(config.hidden_size, memory), config.table_dtype)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """`mask` bool `[B, cached + L]`: False at padding, which may come before or after a sequence's tokens."""
@@ -211,21 +212,64 @@ class FeedForward(nn.Module):
 
 
 class Memory(nn.Module):
-    """Sum over heads of the softmax-weighted rows of the k best keys (Lample et al. 2019); `[T, dim]` -> `[T, dim]`."""
+    """Sum over heads of the softmax-weighted rows of the k best keys (Lample et al. 2019); `[T, dim]` -> `[T, dim]`.
+
+    With `weights: scores` the weights are scores / k, and with `value_dim` a matrix widens the sum (UltraMem, Huang et
+    al. 2024). `slots: experts` and `value_expansion` change what a row is; see `Experts` and `ExpandedValues`.
+    """
 
     def __init__(self, dim: int, memory: Mapping[str, Any]) -> None:
         super().__init__()
-        self.k = int(memory["k"])
+        self.k, self.softmax = int(memory["k"]), memory["weights"] == "softmax"
         self.query_network = QueryNetwork(dim, memory)
-        self.product_keys = ProductKeys(memory)
-        self.gate = OutputGate(dim) if memory["gate"] else None
+        self.flat_keys = FlatKeys(memory) if memory["keys"] == "flat" else None
+        self.product_keys = ProductKeys(memory) if memory["keys"] == "product" else None
+        width = _row_width(dim, memory)
+        self.slots: nn.Module | None = Experts() if memory["slots"] == "experts" else None
+        if memory["value_expansion"] > 1:
+            self.slots = ExpandedValues(memory["value_expansion"], width)
+        value_dim = memory["value_dim"] or dim
+        self.gate = OutputGate(dim, value_dim) if memory["gate"] else None
+        widened = memory["value_dim"] is not None and not memory["gate"]
+        self.projection = nn.Linear(value_dim, dim, bias=False) if widened else None
 
     def forward(self, x: Tensor, table: Table) -> Tensor:
-        rows, scores = self.product_keys(self.query_network(x), self.k)
-        recalled: Tensor = table(rows.flatten(1), scores.softmax(-1).flatten(1)).to(x.dtype)
+        queries = self.query_network(x)
+        search = self.flat_keys if self.product_keys is None else self.product_keys
+        assert search is not None
+        keys, scores = search(queries, self.k)
+        weights = scores.softmax(-1) if self.softmax else scores / self.k
+        keys, weights = keys.flatten(1), weights.flatten(1)
+        recalled: Tensor = table(keys, weights) if self.slots is None else self.slots(table, x, keys, weights)
+        recalled = recalled.to(x.dtype)
         if self.gate is not None:
             recalled = self.gate(recalled, x)
+        elif self.projection is not None:
+            recalled = self.projection(recalled)
         return recalled
+
+
+class ExpandedValues(nn.Module):
+    """E keys share a row, each with a matrix (UltraMem): sum of w_m P[key_m div K] v[key_m mod K]."""
+
+    def __init__(self, expansion: int, width: int) -> None:
+        super().__init__()
+        self.matrices = nn.Parameter(torch.empty(expansion, width, width))
+
+    def forward(self, table: Table, x: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+        count = len(table.values)
+        rows = weights[..., None] * table.rows(keys % count)  # [T, M, D]
+        sums = F.one_hot(keys // count, len(self.matrices)).to(rows.dtype).mT @ rows  # [T, E, D]
+        return torch.einsum("ted,ecd->tc", sums, self.matrices.to(rows.dtype))
+
+
+class Experts(nn.Module):
+    """A row is an expert of one neuron, u beside v (PEER, He 2024): sum of w_m gelu(u[key_m] . x) v[key_m]."""
+
+    def forward(self, table: Table, x: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+        inward, outward = table.rows(keys).chunk(2, dim=-1)  # [T, M, D] each
+        neurons = F.gelu(torch.einsum("tmd,td->tm", inward, x.to(inward.dtype)))
+        return torch.einsum("tm,tmd->td", weights * neurons, outward)
 
 
 class QueryNetwork(nn.Module):
@@ -249,9 +293,9 @@ class ProductKeys(nn.Module):
 
     def __init__(self, memory: Mapping[str, Any]) -> None:
         super().__init__()
-        self.sub_keys = nn.Parameter(
-            torch.empty(memory["heads"], 2, memory["sub_keys"], memory["query_dim"] // 2)
-        )
+        width = memory["query_dim"] // 2
+        self.sub_keys = nn.Parameter(torch.empty(memory["heads"], 2, memory["sub_keys"], width))
+        self.scale = nn.Parameter(torch.empty(width)) if memory["qk_norm"] else None
 
     def forward(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         starts = range(0, max(len(queries), 1), TOKENS_AT_ONCE)
@@ -261,13 +305,41 @@ class ProductKeys(nn.Module):
 
     def _select(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         heads, _, n, width = self.sub_keys.shape
-        halves = queries.reshape(-1, 2 * heads, width).transpose(0, 1)
-        of_halves = torch.bmm(halves, self.sub_keys.float().flatten(0, 1).mT)  # [2 * H, T, n]
+        halves, keys = _comparable(queries.reshape(-1, 2 * heads, width), self.sub_keys, self.scale)
+        of_halves = torch.bmm(halves.transpose(0, 1), keys.flatten(0, 1).mT)  # [2 * H, T, n]
         best, sub_keys = of_halves.view(heads, 2, -1, n).permute(1, 2, 0, 3).topk(k)  # [2, T, H, k]
         first, second = _candidate_pairs(k, queries.device)
         scores, winners = (best[0][..., first] + best[1][..., second]).topk(k)
         rows = sub_keys[0].gather(-1, first[winners]) * n + sub_keys[1].gather(-1, second[winners])
         return rows, scores
+
+
+class FlatKeys(nn.Module):
+    """The k best of K whole keys, all of them scored: rows int64 `[T, H, k]` and scores float32 `[T, H, k]`."""
+
+    def __init__(self, memory: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(memory["heads"], memory["sub_keys"] ** 2, memory["query_dim"]))
+        self.scale = nn.Parameter(torch.empty(memory["query_dim"])) if memory["qk_norm"] else None
+
+    def forward(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        queries, keys = _comparable(queries, self.keys, self.scale)
+        parts = torch.split(queries, TOKENS_AT_ONCE)
+        rows = torch.cat([torch.einsum("thc,hnc->thn", part, keys).topk(k).indices for part in parts])
+        chosen = keys[torch.arange(len(keys), device=rows.device)[:, None], rows]  # [T, H, k, C]
+        return rows, torch.einsum("thc,thkc->thk", queries, chosen)
+
+
+def _comparable(queries: Tensor, keys: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys `[..., C]` in float32; with a scale `[C]`, layer-normalised (Memory+, Berges et al. 2024)."""
+    if scale is None:
+        return queries, keys.float()
+    width = queries.shape[-1]
+    return F.layer_norm(queries, (width,), scale.float()), F.layer_norm(keys.float(), (width,)) * width**-0.5
+
+
+def _row_width(dim: int, memory: Mapping[str, Any]) -> int:
+    return 2 * dim if memory["slots"] == "experts" else memory["value_dim"] or dim
 
 
 class Table(nn.Module):
@@ -301,10 +373,10 @@ class Table(nn.Module):
 class OutputGate(nn.Module):
     """(y * silu(x W1)) W2 (Memory+, Berges et al. 2024)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, value_dim: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
+        self.gate = nn.Linear(dim, value_dim, bias=False)
+        self.output = nn.Linear(value_dim, dim, bias=False)
 
     def forward(self, recalled: Tensor, x: Tensor) -> Tensor:
         gated: Tensor = self.output(recalled * F.silu(self.gate(x)))

@@ -5,6 +5,8 @@ block; backward, one makes the M products of a bag's rows with its output gradie
 by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
 bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
 
+On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
+
 Rows are float32, or bfloat16 (sums are float32). Row numbers are not checked: who calls must have chosen existing ones.
 
 Floor, bytes over bandwidth, with b bytes of a stored number, every entry reading its row (no cache):
@@ -18,9 +20,14 @@ Letters: T bags, M entries of a bag, N = T M, K rows, D columns.
 # pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from memory_store.kernels import pool_rows, weight_gradients
 from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
 
 COLUMNS_MAX = 1024  # of a program at a time
@@ -40,7 +47,8 @@ def sum_floor_bytes(rows: int, entries: int, dim: int) -> int:
 def pool(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """`[T, D]` float32: sum over m of weights[t, m] * values[rows[t, m]]; values `[K, D]`, rows int64, both `[T, M]`."""
     if not kernels_run_on(values.device):
-        return pool_reference(values, rows, weights)
+        on_cpu = values.device.type == "cpu"
+        return (_pooled_on_cpu if on_cpu else pool_reference)(values, rows, weights)
     (bags, per_bag), dim = rows.shape, values.shape[1]
     out = torch.empty(bags, dim, device=values.device)
     if out.numel():
@@ -60,7 +68,10 @@ def pool_reference(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 def weight_gradient(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
     """`[T, M]` float32: <values[rows[t, m]], output_gradient[t]>."""
     if not kernels_run_on(values.device):
-        return weight_gradient_reference(values, rows, output_gradient)
+        on_cpu = values.device.type == "cpu"
+        return (_weight_gradient_on_cpu if on_cpu else weight_gradient_reference)(
+            values, rows, output_gradient
+        )
     (bags, per_bag), dim = rows.shape, values.shape[1]
     out = torch.empty(bags, per_bag, device=values.device)
     if out.numel():
@@ -75,6 +86,33 @@ def weight_gradient_reference(values: Tensor, rows: Tensor, output_gradient: Ten
     """`weight_gradient` in torch operations."""
     dtype = torch.promote_types(values.dtype, torch.float32)
     return torch.einsum("tmd,td->tm", values[rows].to(dtype), output_gradient.to(dtype))
+
+
+def _pooled_on_cpu(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    out = torch.empty(rows.shape[0], values.shape[1], dtype=dtype)
+    pool_rows(_stored(values), 0, *_bags(rows), weights.to(dtype).flatten().numpy(), out.numpy())
+    return out
+
+
+def _weight_gradient_on_cpu(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    out = torch.empty(rows.shape, dtype=dtype)
+    gradient = output_gradient.to(dtype).contiguous().numpy()
+    weight_gradients(_stored(values), 0, *_bags(rows), gradient, out.view(-1).numpy())
+    return out
+
+
+def _stored(values: Tensor) -> NDArray[Any]:
+    """The values as shards store them."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _bags(rows: Tensor) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Where each bag's entries begin, int32 `[T + 1]`, and the rows of all entries, uint32 `[N]`."""
+    bags, per_bag = rows.shape
+    offsets = np.arange(bags + 1, dtype=np.int32) * np.int32(per_bag)
+    return offsets, rows.flatten().numpy().astype(np.uint32)
 
 
 def sum_by_row(count: int, rows: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def requests(sender: m.Sender = SENDER, seq: int = 1) -> list[m.Request]:
         m.PoolGradient(sender, seq, 0, 7, VECTORS),
         m.RowGradient(sender, seq, 0, "memory", ROWS, ROW_VECTORS),
         m.EntryGradient(sender, seq, 0, "memory", OFFSETS, ROWS, WEIGHTS, VECTORS),
+        m.ReplaceRows(sender, seq, 0, "memory", ROWS, ROW_VECTORS),
         m.Commit(sender, seq, 0, 0, False, 1.0, rates),
         m.Apply(sender, 0, rates),
         m.CountAccesses("memory", -1),

@@ -1,0 +1,264 @@
+"""Whole tables in the memory of the trainer's device, behind the interface of the in-process store.
+
+The rows move on the device alone: selection, pooling and row update never leave it. What concerns files and statistics
+is a host's business, so a *host image* lies beside it: one shard of the ordinary kind, in this process. First values and cuts
+are read into it and copied to the device; a cut copies the device's rows into it and has it written. So the first values,
+and the cuts, are those of any other placement, and a job can go from one to another.
+
+The device needs room for values, state and 4 bytes a row; the host for the same once more. One trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_store import messages as m
+from memory_store.access import count_entries
+from memory_store.calls import ReplyType, Waiting
+from memory_store.carriers.in_process import InProcessCarrier
+from memory_store.client import StoreClient
+from memory_store.cuts import CutFile
+from memory_store.errors import NonFiniteGradientError, PkmError, StoreError, UsageError
+from memory_store.kernels import FloatArray
+from memory_store.lookups import Lookup
+from memory_store.placement import BUCKETS, Placement, bucket_capacity
+from memory_store.shard import ShardCore
+from memory_store.shard_host import ShardHost
+from memory_store.shard_metrics import ShardMetrics
+from memory_store.table import TablePart
+from memory_store.table_handle import TableHandle
+from memory_store.table_spec import TableSpec
+from memory_store.table_steps import StepResult, check_step, clip_scales
+from workers.gpu.pooling import pool, weight_gradient
+from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
+from workers.tensor_tables import TensorTable
+
+
+class DeviceStore(StoreClient):
+    """`specs` on `device`, with their first values; this process is their only writer, and has taken over."""
+
+    def __init__(
+        self, specs: Sequence[TableSpec], device: torch.device, metrics: ShardMetrics | None = None
+    ) -> None:
+        if any(spec.dtype == "float64" for spec in specs):
+            raise UsageError("Tables on a device are float32 or bfloat16; keep float64 ones in shards.")
+        self._core = ShardCore(specs, Placement.even(1), 0, incarnation="embedded")
+        image = InProcessCarrier(ShardHost(self._core, metrics=metrics))
+        super().__init__([image], specs, Placement.even(1))
+        self.device = device
+        self._rows = {name: _tensors(part, device) for name, part in self._core.tables.items()}
+        self._pending: dict[str, list[RowGradients]] = {name: [] for name in self.specs}
+        self._finite: list[Tensor] = []
+        self._cut: Waiting[list[CutFile]] = list
+        self._upload()
+        self.take_over()
+
+    def table(self, name: str) -> TableHandle:
+        """The table called `name`. Raises StoreError if there is none."""
+        return DeviceTable(self, super().table(name).spec)
+
+    def rows(self, name: str) -> RowTensors:
+        """The tensors of a table, by address."""
+        return self._rows[name]
+
+    # ---- joining, cuts, statistics: through the host image -------------------------------------------------------
+
+    def join(self, sender: m.Sender, writers: int) -> None:
+        if writers > 1:
+            raise UsageError(f"A table on a device serves one trainer, not {writers}.")
+        version = self.version
+        super().join(sender, writers)
+        self.version = version  # the image's is that of the last cut
+        self._forget()
+
+    def initialise(self) -> None:
+        super().initialise()
+        self._upload()
+
+    def load_cut(self, folder: str, version: int) -> None:
+        super().load_cut(folder, version)
+        self._upload()
+
+    def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
+        """See `StoreClient.begin_cut`. Waits for the end of the cut before, which is written from the same image."""
+        with suppress(PkmError):  # who began it hears of it
+            self._cut()
+        self._core.begin_replacing()
+        for name, part in self._core.tables.items():
+            for array, tensor in _pairs(part, self._rows[name]):
+                torch.from_numpy(array).copy_(tensor)
+        self._core.restore(self.version, self._core.group_state())
+        self._cut = super().begin_cut(folder)
+        return self._cut
+
+    def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
+        if isinstance(request, m.CountTouched):
+            touched = m.Touched(int((self._rows[request.table].last_step > request.since).sum()))
+            assert isinstance(touched, reply)
+            return [touched]
+        return super().ask(request, reply)
+
+    def count_accesses(self, table: str, addresses: Tensor, weights: Tensor) -> None:
+        """Count the entries of a lookup, flat."""
+        part = self._core.tables[table]
+        host = addresses.cpu().numpy().astype(np.uint32), weights.float().cpu().numpy()
+        count_entries(*host, part.first_address, part.accesses, part.weight_sums)
+
+    def _upload(self) -> None:
+        for name, part in self._core.tables.items():
+            for array, tensor in _pairs(part, self._rows[name]):
+                tensor.copy_(torch.from_numpy(array))
+        self._forget()
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def contribute_rows(self, table: str, gradients: RowGradients) -> None:
+        """Add gradients to the step under way."""
+        self._pending[table].append(gradients)
+        self._finite.append(gradients.vectors.isfinite().all() & gradients.weights.isfinite().all())
+
+    def step(
+        self, learning_rates: Mapping[str, float], clip_norms: Mapping[str, float] | None = None
+    ) -> StepResult:
+        """See `StoreClient.step`."""
+        check_step(self.specs, learning_rates, clip_norms or {})
+        if refusal := self.refusal():
+            raise refusal
+        gradients = {name: _joined(parts) for name, parts in self._pending.items() if parts}
+        norms: dict[str, float] = {}
+        scales = dict.fromkeys(self.specs, 1.0)
+        if clip_norms:
+            norms = dict.fromkeys(self.specs, 0.0)
+            norms |= {name: float(squared_norm(rows).sqrt()) for name, rows in gradients.items()}
+            scales = dict(zip(norms, clip_scales(norms, clip_norms, self.version), strict=True))
+        for name, rows in gradients.items():
+            update_rows(
+                self.specs[name].optimizer,
+                self._rows[name],
+                rows,
+                step=self.version + 1,
+                learning_rate=learning_rates[name],
+                scale=torch.tensor(scales[name], device=self.device),
+                seed=self.specs[name].seed,
+            )
+        self._forget()
+        self.version += 1
+        self._changed()
+        return StepResult(self.version, norms)
+
+    def skip_step(self) -> None:
+        """See `StoreClient.skip_step`."""
+        self._forget()
+        self.version += 1
+        self._changed()
+
+    def refusal(self) -> NonFiniteGradientError | None:
+        """Whether a contribution to this step was not finite: the one wait for the device in a step."""
+        finite, self._finite = self._finite, []
+        if not finite or bool(torch.stack(finite).all()):
+            return None
+        return NonFiniteGradientError(
+            f"A gradient of the values holds NaN or infinity in step {self.version}; no row was touched. "
+            "Lower the learning rate, or look for the layer that overflows."
+        )
+
+    def _forget(self) -> None:
+        self._pending = {name: [] for name in self.specs}
+        self._finite = []
+
+
+class DeviceTable(TensorTable):
+    """One table of a `DeviceStore`."""
+
+    def __init__(self, store: DeviceStore, spec: TableSpec) -> None:
+        super().__init__(store, spec)
+        self._store = store
+
+    def begin_tensor_lookup(
+        self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
+    ) -> Waiting[DeviceLookup]:
+        addresses = (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
+        weights = weights.float()
+        if track:
+            self._store.count_accesses(self.name, addresses.flatten(), weights.flatten())
+        found = DeviceLookup(self._store, self.name, addresses, weights, keep=keep)
+        return lambda: found
+
+    def begin_lookup(
+        self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
+    ) -> Waiting[Lookup]:
+        raise StoreError(f"Table {self.name!r} lies on a device; look it up with tensors.")
+
+
+class DeviceLookup:
+    """A lookup in a table on the device; see `TensorLookup`."""
+
+    def __init__(
+        self, store: DeviceStore, table: str, addresses: Tensor, weights: Tensor, *, keep: bool
+    ) -> None:
+        self.output = pool(store.rows(table).values, addresses, weights)
+        self._store, self._table, self._version, self._keep = store, table, store.version, keep
+        self._addresses, self._weights = addresses, weights
+
+    def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
+        if not self._keep:
+            _refuse("This lookup was made without keep, or its backward pass has run already.")
+        if self._version != self._store.version:
+            _refuse(
+                f"This lookup was made at version {self._version}, the tables are at {self._store.version}."
+            )
+        self._keep = False
+        gradient = output_gradient.detach().float().contiguous()
+        bags, per_bag = self._addresses.shape
+        bag_of_entry = torch.arange(bags * per_bag, device=gradient.device) // per_bag
+        entries = RowGradients(self._addresses.flatten(), bag_of_entry, self._weights.flatten(), gradient)
+        self._store.contribute_rows(self._table, entries)
+        values = self._store.rows(self._table).values
+        return lambda: weight_gradient(values, self._addresses, gradient)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise StoreError(sentence)
+
+
+def _tensors(part: TablePart, device: torch.device) -> RowTensors:
+    dtype = torch.bfloat16 if part.spec.dtype == "bfloat16" else torch.float32
+    return RowTensors(
+        torch.empty(part.values.shape, dtype=dtype, device=device),
+        torch.empty(part.first_state.shape, device=device),
+        torch.empty(part.second_state.shape, device=device),
+        torch.empty(part.last_step.shape, dtype=torch.int32, device=device),
+    )
+
+
+def _pairs(part: TablePart, rows: RowTensors) -> list[tuple[NDArray[Any], Tensor]]:
+    """The image's arrays beside the device's tensors, as types that both NumPy and torch know."""
+    bits = rows.values.view(torch.int16) if rows.values.dtype == torch.bfloat16 else rows.values
+    values = part.values.view(np.int16) if part.values.dtype == np.uint16 else part.values
+    return [
+        (values, bits),
+        (part.first_state, rows.first_state),
+        (part.second_state, rows.second_state),
+        (part.last_step.view(np.int32), rows.last_step),
+    ]
+
+
+def _joined(parts: Sequence[RowGradients]) -> RowGradients:
+    """The gradients of all lookups of a step, at least one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    firsts = np.cumsum([0, *(part.vectors.shape[0] for part in parts)]).tolist()
+    numbers = [part.vector_numbers + first for part, first in zip(parts, firsts, strict=False)]
+    return RowGradients(
+        torch.cat([part.rows for part in parts]),
+        torch.cat(numbers),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.vectors for part in parts]),
+    )
