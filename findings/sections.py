@@ -23,10 +23,9 @@ SECTIONS = {
         "The paper: 12 layers with one memory of 512 x 512 slots reach a test perplexity of 15.6, 24 layers without one "
         "16.0, at almost half of the speed; 12 layers alone 17.7. Here 4 layers, 8 layers, and 4 layers with a memory of "
         "16,384 slots in the place of the feed-forward of layer 3, at equal tokens.",
-        "Speed: a layer of width 64 takes so little that what all models share weighs much (embeddings, logits, the calls "
-        "themselves): even the dense model of half the layers is not twice as fast. And the memory reads 64 rows a token "
-        "however narrow the layers are. The wider the model, the less a memory costs beside a layer; "
-        "[Performance](performance.md) has the same comparison at width 256.",
+        "Speed: the memory reads 64 rows a token however narrow the layers are, and makes queries and compares sub-keys for "
+        "them; a dense layer of width 64 takes very little beside that. The wider the model, the less a memory costs beside "
+        "a layer; [Performance](performance.md) has the same comparison at width 256.",
     ),
     "batch_norm": Section(
         "Batch norm of the queries",

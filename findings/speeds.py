@@ -25,8 +25,8 @@ from workers.job_spec import JobSpec
 from workers.memory_spec import MemorySpec
 from workers.product_keys import ProductKeys
 
-ROUNDS = 5
-_CALLS = 2  # of an action in one sample
+ROUNDS = 9
+_CALLS = 4  # of an action in one sample
 
 
 def record_speeds(name: str, folder: Path, *, commit: str, rounds: int = ROUNDS) -> Finding:
