@@ -30,7 +30,9 @@ SECTIONS = {
     "batch_norm": Section(
         "Batch norm of the queries",
         "The paper, with a model of 6 layers: at K = 262,144 97.9 % of the slots are used with batch norm and 64.4 % "
-        "without, at 1,048,576 80.3 % and 25.8 %; up to 65,536 it is not needed.",
+        "without, at 1,048,576 80.3 % and 25.8 %; up to 65,536 it is not needed. "
+        "In runs as short as these, at such a rate of learning, both use far fewer slots: the direction can be compared, the "
+        "shares can not.",
     ),
     "position": Section(
         "Where the memory is",
