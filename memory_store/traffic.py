@@ -9,7 +9,7 @@ from memory_store.errors import PkmError
 def rows_and_bytes(request: m.Request, reply: m.Reply | PkmError) -> tuple[int, int]:
     """Of a lookup or an update that was answered: its rows, and the bytes of its vectors before the wire's type.
 
-    Rows are distinct ones of a Fetch, a RowGradient and a ReplaceRows, one for each use of the others. Nothing else moves any.
+    Rows are distinct ones of a Fetch, a RowGradient or a ReplaceRows, one for each use of the others. Else nothing moves.
     """
     match request, reply:
         case ((m.Fetch() | m.Pool()), m.Rows()):
