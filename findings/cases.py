@@ -55,6 +55,8 @@ def rows_named(sub_keys: int) -> str:
 
 SUB_KEYS = (128, 256, 512, 1024)
 NORMS = {"batch": "batch norm", "none": "no norm"}
+FLAT_SUB_KEYS = (128, 256)  # a flat table of more rows takes too long to score
+KEYS = {"product": "product keys", "flat": "flat keys"}
 THREE_SEEDS = (0, 1, 2)
 
 COMPARISONS = {
@@ -78,6 +80,19 @@ COMPARISONS = {
             for norm in NORMS
         ),
         (0,),
+    ),
+    "flat_keys": Comparison(
+        tuple(
+            Case(
+                f"{rows_named(sub_keys)}, {KEYS[keys]}",
+                {"memory.sub_keys": sub_keys, "memory.keys": keys},
+                x=sub_keys**2,
+            )
+            for sub_keys in FLAT_SUB_KEYS
+            for keys in KEYS
+        ),
+        (0,),
+        speeds=True,
     ),
     "position": Comparison(
         tuple(Case(f"layer {layer} of 4", {"memory.layers": [layer]}, x=layer) for layer in (1, 2, 3, 4)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from findings.cases import COMPARISONS, NORMS, SUB_KEYS, rows_named
+from findings.cases import COMPARISONS, FLAT_SUB_KEYS, KEYS, NORMS, SUB_KEYS, rows_named
 from findings.results import Finding
 
 PERPLEXITY, USAGE, KL = "test_perplexity", "memory_usage", "kl_to_uniform"
@@ -173,6 +173,51 @@ def _alike(says: str, cases: list[dict[int, float]], seeds_needed: int) -> Claim
     )
 
 
+def _flat_keys(finding: Finding) -> list[Claim]:
+    def case(sub_keys: int, keys: str) -> str:
+        return f"{rows_named(sub_keys)}, {KEYS[keys]}"
+
+    def figures(figure: str, sub_keys: int, keys: str) -> dict[int, float]:
+        return finding.by_seed(case(sub_keys, keys), figure)
+
+    def training(sub_keys: int, keys: str) -> dict[int, float]:
+        return finding.by_round(case(sub_keys, keys), "training_tokens_per_second")
+
+    smaller, larger = FLAT_SUB_KEYS
+    return [
+        *(
+            _lower(
+                f"With flat keys less of {rows_named(sub_keys)} slots is used (10 to 20 % against 97 to 100 %).",
+                figures(USAGE, sub_keys, "flat"),
+                figures(USAGE, sub_keys, "product"),
+                1,
+                ".1%",
+            )
+            for sub_keys in FLAT_SUB_KEYS
+        ),
+        _lower(
+            f"At {rows_named(larger)} product keys reach a lower perplexity (21.9 against 22.6).",
+            figures(PERPLEXITY, larger, "product"),
+            figures(PERPLEXITY, larger, "flat"),
+            1,
+        ),
+        _ratio(
+            f"At {rows_named(larger)} product keys train faster (about 36,000 against 28,500 words/s; taken as faster "
+            "at all).",
+            training(larger, "product"),
+            training(larger, "flat"),
+            1,
+        ),
+        _ratio(
+            f"With flat keys a table of {rows_named(smaller)} trains faster than one of {rows_named(larger)} (35,000 against "
+            "28,500 words/s: 1.2 times).",
+            training(smaller, "flat"),
+            training(larger, "flat"),
+            1.2,
+        ),
+    ]
+
+
 def _position(finding: Finding) -> list[Claim]:
     cases = [finding.by_seed(case.name, PERPLEXITY) for case in COMPARISONS["position"].cases]
     seeds = sorted(set.intersection(*(set(case) for case in cases)))
@@ -229,6 +274,7 @@ def _scaling(finding: Finding) -> list[Claim]:
 _CLAIMS: dict[str, Callable[[Finding], list[Claim]]] = {
     "depth": _depth,
     "batch_norm": _batch_norm,
+    "flat_keys": _flat_keys,
     "position": _position,
     "heads_k": _heads_k,
     "scaling": _scaling,

@@ -75,6 +75,11 @@ def _two_figures(second: str, title: str) -> Callable[[Finding, Axes, Axes], Non
     return picture
 
 
+def _flat_keys(finding: Finding, left: Axes, right: Axes) -> None:
+    _dots(left, "share of slots used", _trained(finding, USAGE))
+    _dots(right, "training, tokens/s", _rated(finding, "training_tokens_per_second"))
+
+
 def _batch_norm(finding: Finding, left: Axes, right: Axes) -> None:
     cases = COMPARISONS[finding.finding].cases
     for axes, figure, title in ((left, USAGE, "share of slots used"), (right, KL, "KL to uniform (nats)")):
@@ -104,6 +109,7 @@ def _scaling(finding: Finding, left: Axes, right: Axes) -> None:
 _PICTURES: dict[str, Callable[[Finding, Axes, Axes], None]] = {
     "depth": _depth,
     "batch_norm": _batch_norm,
+    "flat_keys": _flat_keys,
     "position": _two_figures(KL, "KL to uniform (nats)"),
     "heads_k": _two_figures(USAGE, "share of slots used"),
     "scaling": _scaling,

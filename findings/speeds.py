@@ -21,6 +21,7 @@ from benchmarks.training_steps import Batch, ModelKind, TrainedModel, dense_mode
 from findings.cases import COMPARISONS
 from findings.results import Finding, Run, load_finding
 from findings.training import VOCABULARY
+from workers.flat_keys import FlatKeys
 from workers.job_spec import JobSpec
 from workers.memory_spec import MemorySpec
 from workers.product_keys import ProductKeys
@@ -106,12 +107,17 @@ def _model(job: JobSpec) -> TrainedModel:
 def _selection(memory: MemorySpec, tokens: int) -> Callable[[], object]:
     """From the queries of `tokens` tokens to the rows they read, and back to the gradients."""
     generator = torch.Generator().manual_seed(0)
-    keys = ProductKeys(memory.heads, memory.sub_keys, memory.query_dim, generator)
+    keys: ProductKeys | FlatKeys
+    if memory.keys == "flat":
+        keys = FlatKeys(memory.heads, memory.sub_keys**2, memory.query_dim, generator)
+    else:
+        keys = ProductKeys(memory.heads, memory.sub_keys, memory.query_dim, generator)
     queries = torch.randn(tokens, memory.heads, memory.query_dim, generator=generator).requires_grad_()
     gradient = torch.randn(tokens, memory.heads, memory.k, generator=generator)
 
     def select() -> None:
-        queries.grad = keys.sub_keys.grad = None
+        queries.grad = None
+        keys.zero_grad(set_to_none=True)
         keys.select(queries, memory.k).scores.backward(gradient)  # type: ignore[no-untyped-call]
 
     return select

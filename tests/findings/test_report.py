@@ -135,6 +135,34 @@ def test_usage_with_and_without_batch_norm() -> None:
     assert [turned[0], turned[1], turned[-1]] == [Verdict.DIFFERS] * 3
 
 
+def test_usage_and_perplexity_with_flat_keys() -> None:
+    def finding(figures: list[tuple[float, float]]) -> Finding:
+        cases = [case.name for case in COMPARISONS["flat_keys"].cases]
+        return made_up(
+            "flat_keys",
+            {
+                case: [{"memory_usage": usage, "test_perplexity": perplexity}]
+                for case, (usage, perplexity) in zip(cases, figures, strict=True)
+            },
+        )
+
+    published = verdicts(finding([(1, 23.0), (0.2, 23.2), (0.99, 21.9), (0.1, 22.6)]))
+    turned = verdicts(finding([(0.2, 22), (0.3, 23), (0.1, 23), (0.4, 22)]))
+    assert published[:3] == [Verdict.REPRODUCES] * 3
+    assert turned[:3] == [Verdict.DIFFERS] * 3
+
+
+def test_speeds_with_flat_keys() -> None:
+    cases = [case.name for case in COMPARISONS["flat_keys"].cases]
+
+    def found(words_per_second: list[float]) -> list[Verdict]:
+        rates = [[{"training_tokens_per_second": rate}] for rate in words_per_second]
+        return verdicts(made_up("flat_keys", dict(zip(cases, rates, strict=True)), kind="speed"))[3:]
+
+    assert found([36_000, 35_000, 36_000, 28_500]) == [Verdict.REPRODUCES] * 2
+    assert found([36_000, 28_500, 28_000, 28_500]) == [Verdict.DIFFERS] * 2
+
+
 def test_no_results_are_a_mistake_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="python -m findings run all"):
         write_report(tmp_path, tmp_path / "results.md")
