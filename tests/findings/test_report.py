@@ -130,8 +130,10 @@ def test_usage_with_and_without_batch_norm() -> None:
         )
 
     published = verdicts(finding([1, 0.999, 1, 0.99, 0.98, 0.64, 0.8, 0.26]))
+    collapsed = verdicts(finding([0.6, 0.3, 0.4, 0.2, 0.1, 0.02, 0.05, 0.01]))
     turned = verdicts(finding([0.9, 0.1, 0.9, 0.5, 0.5, 0.9, 0.3, 1]))
     assert [published[0], published[1], published[-1]] == [Verdict.REPRODUCES] * 3
+    assert [collapsed[0], collapsed[1], collapsed[-1]] == [Verdict.DIRECTION] * 3
     assert [turned[0], turned[1], turned[-1]] == [Verdict.DIFFERS] * 3
 
 
@@ -148,7 +150,9 @@ def test_usage_and_perplexity_with_flat_keys() -> None:
 
     published = verdicts(finding([(1, 23.0), (0.2, 23.2), (0.99, 21.9), (0.1, 22.6)]))
     turned = verdicts(finding([(0.2, 22), (0.3, 23), (0.1, 23), (0.4, 22)]))
+    collapsed = verdicts(finding([(0.4, 23.0), (0.2, 23.2), (0.3, 21.9), (0.1, 22.6)]))
     assert published[:3] == [Verdict.REPRODUCES] * 3
+    assert collapsed[:3] == [Verdict.DIRECTION, Verdict.DIRECTION, Verdict.REPRODUCES]
     assert turned[:3] == [Verdict.DIFFERS] * 3
 
 
