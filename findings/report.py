@@ -31,7 +31,9 @@ the test text its last ones. Perplexities of such short runs are high; what coun
 over seeds, with the lowest and the highest in brackets.
 
 A statement reproduces if it holds for every seed, and does not if it holds for none; seeds that disagree leave it
-undecided, and so do fewer than three where differences are small.
+undecided. So do fewer than three where it is about perplexities, which differ between seeds by as much as between cases. How
+much of a table is used differs far more between cases; where it is less than half, or more than twice, of what the paper has,
+a statement reproduces in its direction only.
 """
 
 _SPEEDS = """Rates in tokens per second of processor time, on one thread, all cases in turn in one process with their tables

@@ -31,17 +31,17 @@ SECTIONS = {
         "Batch norm of the queries",
         "The paper, with a model of 6 layers: at K = 262,144 97.9 % of the slots are used with batch norm and 64.4 % "
         "without, at 1,048,576 80.3 % and 25.8 %; up to 65,536 it is not needed.",
-        "These runs end after 204,800 tokens, the paper's after billions. In the first steps nearly all slots are used, but "
-        "the queries of a young model soon grow alike, and then few are, the fewer the larger the table. So the shares are "
-        "far below the paper's, and what can be compared is their direction: how many more slots batch norm leaves in use. "
-        "As not even 16,384 slots are in use without it at this point, it helps at that size already.",
+        "These runs end after 204,800 tokens, the paper's after billions. So early, queries are much alike and few slots are "
+        "used, the fewer the larger the table: the shares are far below the paper's, and what can be compared is their "
+        "direction, how many more slots batch norm leaves in use. As not even 16,384 slots are all in use without it, its "
+        "perplexity can differ at that size already.",
     ),
     "flat_keys": Section(
         "Product keys and flat keys",
         "The paper: with a whole key for each slot, all compared, only 10 to 20 % of the slots are used, with product "
         "keys 97 to 100 % (up to K = 262,144). At K = 16,384 and 65,536 flat keys reach perplexities of 23.2 and 22.6, at "
         "35,000 and 28,500 words/s, and ever slower as K grows; product keys 23.0 and 21.9, at about 36,000 words/s for "
-        "each K. Here one seed: a flat table is slow by nature.",
+        "each K.",
     ),
     "position": Section(
         "Where the memory is",

@@ -105,8 +105,8 @@ def test_the_places_of_a_memory_are_ordered() -> None:
 
 
 def test_perplexities_are_alike_within_a_bound() -> None:
-    close = [[100, 101, 99], [100, 102, 100], [99, 101, 101]]
-    for last, expected in (([100, 101, 100], Verdict.REPRODUCES), ([110, 110, 110], Verdict.DIFFERS)):
+    close: list[list[float]] = [[100, 101, 99], [100, 102, 100], [99, 101, 101]]
+    for last, expected in (([100.0, 101.0, 100.0], Verdict.REPRODUCES), ([110.0] * 3, Verdict.DIFFERS)):
         finding = perplexities("heads_k", a=close[0], b=close[1], c=close[2], d=last)
         assert verdicts(finding) == [expected]
 
@@ -143,7 +143,7 @@ def test_usage_and_perplexity_with_flat_keys() -> None:
         return made_up(
             "flat_keys",
             {
-                case: [{"memory_usage": usage, "test_perplexity": perplexity}]
+                case: [{"memory_usage": usage, "test_perplexity": perplexity}] * 3
                 for case, (usage, perplexity) in zip(cases, figures, strict=True)
             },
         )
