@@ -154,6 +154,12 @@ JOB_DASHBOARD = Dashboard(
                 "s",
                 {"p99 {{kind}} {{carrier}}": quantile(0.99, "pkm_lookup_seconds", JOB, "kind, carrier")},
             ),
+            Panel(
+                "Rows found on the device",
+                "Share of a step's different rows that had a copy there; 0 unless memory.placement is cached.",
+                "percentunit",
+                {"{{index}}": last("pkm_memory_cache_hit_ratio", JOB, "index")},
+            ),
         ],
         [
             Panel(

@@ -34,10 +34,10 @@ def test_usage_waits_for_the_shards(corpus: Path, tmp_path: Path, monkeypatch: p
     assert expected is not None
     submit = ShardHost.submit
 
-    def late(self: ShardHost, request: Any) -> Future[m.Reply]:
+    def late(self: ShardHost, request: Any, traceparent: str = "") -> Future[m.Reply]:
         if isinstance(request, m.Commit):
             time.sleep(0.2)
-        return submit(self, request)
+        return submit(self, request, traceparent)
 
     monkeypatch.setattr(ShardHost, "submit", late)
     with clients(in_process_hosts(job.tables(), 2), 1, "fetch", "grpc") as (store,):

@@ -326,9 +326,9 @@ def test_a_wait_does_not_outlive_its_call(shard: Shard, monkeypatch: pytest.Monk
     """However long the request says that it may be waited for."""
     waits, call = [], shard.host.call
 
-    def waiting(request: m.Request, timeout_s: float) -> m.Reply:
+    def waiting(request: m.Request, timeout_s: float, traceparent: str = "") -> m.Reply:
         waits.append(timeout_s)
-        return call(request, timeout_s)
+        return call(request, timeout_s, traceparent)
 
     monkeypatch.setattr(shard.host, "call", waiting)
     request = m.Fetch("memory", 9, False, ROWS, np.empty(0, np.uint32), np.empty(0, np.float32))
