@@ -37,8 +37,9 @@ a statement reproduces in its direction only.
 """
 
 _SPEEDS = """Rates in tokens per second of processor time, on one thread, all cases in turn in one process with their tables
-beside them: the median, with the lowest and the highest. The trainings ran beside other work on the machine, so that their
-own speeds say nothing.
+beside them: the median, with the lowest and the highest. Other work ran on the machine meanwhile, which ratios between
+neighbours hardly feel and the rates themselves do: they spread widely, and those of different findings should not be
+compared. The trainings ran beside other work too, so that their own speeds say nothing.
 """
 
 _TRAINED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
