@@ -78,6 +78,11 @@ bench: $(MEASURED) ## Measure everything against its peers and write docs/perfor
 	$(RUN)/python -m benchmarks all
 	$(RUN)/python -m benchmarks report
 
+.PHONY: findings
+findings: setup ## Train what the paper compared, and write docs/results.md (an hour of one core; goes on where it was)
+	$(RUN)/python -m findings run all
+	$(RUN)/python -m findings report
+
 $(MEASURED): $(INSTALLED)
 	@PYTHON="$(PYTHON)" deploy/install "$(CURDIR)/.venv" --bench
 	@touch $@

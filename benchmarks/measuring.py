@@ -16,6 +16,7 @@ SAMPLE_S = 0.02
 _SLOW_S = 0.3  # a first call slower than this is not repeated just to know its time
 
 Samples = NDArray[np.float64]
+Clock = Callable[[], float]
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -26,12 +27,17 @@ def seconds_of(action: Callable[[], object]) -> float:
 
 
 def paired_seconds(
-    actions: Mapping[str, Callable[[], object]], repeats: int, *, slow: bool = False
+    actions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    slow: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Samples]:
     """Seconds per call of every action, `[repeats]` each; sample r of all actions was taken in round r.
 
     Every action runs at least once before it is measured; with `slow`, the caller has seen to that, and a
-    sample is one call. The rounds begin with another action each time.
+    sample is one call. The rounds begin with another action each time. With `time.process_time` as the clock, it
+    is seconds of processors, of all threads together.
     """
     calls = {name: 1 if slow else _calls_per_sample(action) for name, action in actions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in actions}
@@ -39,7 +45,7 @@ def paired_seconds(
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(_sample(actions[name], calls[name]))
+            seconds[name].append(_sample(actions[name], calls[name], clock))
     return {name: np.array(samples) for name, samples in seconds.items()}
 
 
@@ -50,8 +56,8 @@ def _calls_per_sample(action: Callable[[], object]) -> int:
     return max(1, int(SAMPLE_S / max(duration, 1e-9)))
 
 
-def _sample(action: Callable[[], object], calls: int) -> float:
-    begun = time.perf_counter()
+def _sample(action: Callable[[], object], calls: int, clock: Clock) -> float:
+    begun = clock()
     for _ in range(calls):
         action()
-    return (time.perf_counter() - begun) / calls
+    return (clock() - begun) / calls

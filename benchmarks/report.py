@@ -12,6 +12,7 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
+from benchmarks.machine import Machine
 from benchmarks.plots import draw
 from benchmarks.results import BenchmarkRun, Measurement, load_run
 from benchmarks.tables import number
@@ -40,7 +41,12 @@ def write_report(results: Path, page: Path) -> Path:
     if not runs:
         raise UsageError(f"{results} has no results; run `python -m benchmarks all` first.")
     pictures = page.with_suffix("")
-    parts = [_HEAD, _ratios(runs), *(_section(run, pictures) for run in runs), _machine(runs)]
+    parts = [
+        _HEAD,
+        _ratios(runs),
+        *(_section(run, pictures) for run in runs),
+        machine_section(runs[0].machine),
+    ]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
@@ -61,7 +67,9 @@ def _ratios(runs: list[BenchmarkRun]) -> str:
         else:
             outcome = ["", f"missing: {missing.get(target.ratio, 'not run')}", ""]
         rows.append([f"`{target.ratio}`", target.says, target.bound_text, *outcome])
-    table = _table(["ratio", "what it is", "target", "measured", "", "what this machine reaches"], rows)
+    table = markdown_table(
+        ["ratio", "what it is", "target", "measured", "", "what this machine reaches"], rows
+    )
     return f"## Targets\n\n{_CEILINGS}\n{table}"
 
 
@@ -102,7 +110,7 @@ def _measurements(group: list[Measurement]) -> str:
         else [""]
     )
     header = [group[0].unit, *keys[:-1], *titles]
-    return _table(
+    return markdown_table(
         header, [[*row, *(found.get(column, "") for column in across)] for row, found in cells.items()]
     )
 
@@ -113,8 +121,8 @@ def _cell(measurement: Measurement) -> str:
     return f"{number(measurement.median)} ({number(measurement.low)} to {number(measurement.high)})"
 
 
-def _machine(runs: list[BenchmarkRun]) -> str:
-    machine = runs[0].machine
+def machine_section(machine: Machine) -> str:
+    """The last section of a page of figures."""
     rows = [
         ["processor", f"{machine.cores} cores of {machine.cpu}"],
         ["memory", f"{machine.memory_gib} GiB"],
@@ -123,9 +131,10 @@ def _machine(runs: list[BenchmarkRun]) -> str:
         ["system", f"Linux {machine.kernel}, Python {machine.python}"],
         *([package, found] for package, found in machine.versions.items()),
     ]
-    return "## Machine\n\n" + _table(["", ""], rows)
+    return "## Machine\n\n" + markdown_table(["", ""], rows)
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -25,7 +25,7 @@ from benchmarks.measuring import Samples, paired_seconds
 from benchmarks.placed_shards import placed_shards
 from benchmarks.results import BenchmarkRun, Measurement, Recorder
 from benchmarks.threads import CORES, use_threads
-from benchmarks.training_steps import Batch, ModelKind, TrainedModel
+from benchmarks.training_steps import Batch, ModelKind, TrainedModel, dense_model
 from workers.job_spec import ModelSpec
 from workers.memory_spec import MemorySpec
 
@@ -111,7 +111,8 @@ def _models(size: StepSize, stack: ExitStack) -> dict[str, TrainedModel]:
             models[GRPC_AHEAD] = ahead.with_store(store, spec_ahead.name)
     for name, sparse in ((SPARSE_ADAM, True), (DENSE_ADAM, False)):
         models[name] = kind.in_plain_pytorch(local.client, torch.from_numpy(values.copy()), sparse=sparse)
-    models[TWICE_THE_LAYERS] = kind.dense_of_twice_the_layers()
+    twice = kind.model.model_copy(update={"layers": 2 * kind.model.layers})
+    models[TWICE_THE_LAYERS] = dense_model(twice, kind.vocabulary_size, kind.seed)
     return models
 
 

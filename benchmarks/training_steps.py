@@ -99,7 +99,7 @@ class ModelKind:
     def with_store(self, store: StoreClient, table: str = "memory") -> TrainedModel:
         """The values in `table` of `store`, which nobody writes while this model is trained."""
         store.take_over()
-        model = self._built(self.model, self.memory, store.table(table))
+        model = self._built(store.table(table))
 
         def apply() -> None:
             store.step(dict.fromkeys(store.specs, LEARNING_RATE))
@@ -108,7 +108,7 @@ class ModelKind:
 
     def in_plain_pytorch(self, store: StoreClient, values: Tensor, *, sparse: bool) -> TrainedModel:
         """The table as a parameter with SparseAdam, or with dense Adam. `store` only lends its shape."""
-        model = self._built(self.model, self.memory, store.table("memory"))
+        model = self._built(store.table("memory"))
         dense = list(model.parameters())
         (place,) = (name for name, module in model.named_modules() if isinstance(module, MemoryLayer))
         plain = PlainMemory(cast(MemoryLayer, model.get_submodule(place)), values, sparse=sparse)
@@ -122,11 +122,11 @@ class ModelKind:
 
         return TrainedModel(model, dense, apply)
 
-    def dense_of_twice_the_layers(self) -> TrainedModel:
-        """No memory; twice the layers."""
-        model = self._built(self.model.model_copy(update={"layers": 2 * self.model.layers}), None, None)
-        return TrainedModel(model, list(model.parameters()))
+    def _built(self, table: TableHandle) -> Transformer:
+        return Transformer(self.model, self.memory, self.vocabulary_size, {"memory": table}, self.seed)
 
-    def _built(self, model: ModelSpec, memory: MemorySpec | None, table: TableHandle | None) -> Transformer:
-        tables = {"memory": table} if table is not None else {}
-        return Transformer(model, memory, self.vocabulary_size, tables, self.seed)
+
+def dense_model(model: ModelSpec, vocabulary_size: int, seed: int = 0) -> TrainedModel:
+    """A model without a memory."""
+    transformer = Transformer(model, None, vocabulary_size, {}, seed)
+    return TrainedModel(transformer, list(transformer.parameters()))

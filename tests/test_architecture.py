@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("service", "workers", "memory_store", "protos")
 TOP_LEVEL = {
     *PACKAGES,
-    *("deploy", "tests", "benchmarks", "examples", "docs"),
+    *("deploy", "tests", "benchmarks", "findings", "examples", "docs"),
     *("docker-compose.yml", "mkdocs.yml", "pyproject.toml", "Makefile"),
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
@@ -129,7 +129,7 @@ def test_no_file_is_too_long():
 def test_every_module_says_what_it_is():
     silent = [
         str(path)
-        for path in sources(*PACKAGES, "benchmarks", "examples")
+        for path in sources(*PACKAGES, "benchmarks", "findings", "examples")
         if (tree := ast.parse((ROOT / path).read_text())).body and not ast.get_docstring(tree)
     ]
     assert silent == []
