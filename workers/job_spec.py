@@ -194,6 +194,11 @@ class JobSpec(Spec):
         memory = info.data.get("memory")
         if memory is None:
             impossible("only_rows", train.only_rows, "a dense model has no rows to update; leave it out")
+        if memory.placement != "host":
+            sentence = (
+                f"only rows in shards are updated alone; use memory.placement host, not {memory.placement}"
+            )
+            impossible("only_rows", train.only_rows, sentence)
         if train.trainers * train.gradient_accumulation > 1:
             sentence = (
                 "the rows most specific to a batch are found by one trainer that has all of it; "
@@ -222,15 +227,6 @@ class JobSpec(Spec):
             )
             impossible("carrier", store.carrier, sentence)
         return store
-
-    @field_validator("train")
-    @classmethod
-    def _only_rows_in_shards(cls, train: TrainSpec, info: ValidationInfo) -> TrainSpec:
-        memory = info.data.get("memory")
-        if train.only_rows is not None and memory and memory.placement != "host":
-            sentence = f"rows are updated in shards alone; use memory.placement host, not {memory.placement}"
-            impossible("only_rows", train.only_rows, sentence)
-        return train
 
     @field_validator("store")
     @classmethod

@@ -131,6 +131,12 @@ def remove_last_cut(folder: Path) -> None:
         ("gpu", {"store__shards": 2}, "carrier in_process with 2 shards can't serve it"),
         ("gpu", {"train__trainers": 2}, "in_process serves one trainer, not 2"),
         ("cached", {"store__lookup": "pool"}, "cached fetches rows, and pool returns sums of them"),
+        (
+            "cached",
+            {"memory__revive_dead_after": 9},
+            "rows are re-seeded in shards alone; use placement host",
+        ),
+        ("gpu", {"train__only_rows": 9}, "only rows in shards are updated alone; use memory.placement host"),
     ],
 )
 def test_what_can_not_be_is_refused(corpus: Path, placement: str, changes: dict[str, Any], why: str) -> None:
