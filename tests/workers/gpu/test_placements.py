@@ -75,6 +75,17 @@ def test_a_job_with_copies_ends_with_the_same_bytes(corpus: Path, on_host: Path,
     assert 0.1 < report.cache_hit_rate < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [{"memory__slots": "experts"}, {"memory__value_expansion": 2}])
+def test_whatever_a_slot_holds_copies_change_no_byte(
+    option: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    settings = {"train__steps": 24, **option}
+    for placement in ("host", "cached"):
+        run_job(job_of(corpus, placement, **settings), tmp_path / placement)
+    assert bytes_of(tmp_path / "cached") == bytes_of(tmp_path / "host")
+
+
 def test_a_job_on_the_device_learns_as_one_in_shards(corpus: Path, on_host: Path, tmp_path: Path) -> None:
     report = run_job(job_of(corpus, "gpu"), tmp_path / "run")
     expected = Report.model_validate_json((on_host / "report.json").read_text())
