@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from service.jobs.api import JobApi
+from service.jobs.collector import collect_rarely
 from service.jobs.database import JobDatabase
 from service.jobs.demand import GIB, Host
 from service.jobs.folder import ServiceFolder
@@ -29,6 +30,7 @@ async def serve(folder: Path) -> None:
     database = JobDatabase(folder / DATABASE)
     api = JobApi(database, tokens, ServiceFolder(folder), lambda: hosts)
     server, port = await start_server(api, tokens, "127.0.0.1", 0, None)
+    collect_rarely()
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(0)

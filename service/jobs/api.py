@@ -9,10 +9,9 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from memory_store.errors import PkmError, UsageError
@@ -24,6 +23,7 @@ from service.jobs.database import JobDatabase
 from service.jobs.demand import Host
 from service.jobs.errors import JobConflictError, NoSuchJobError
 from service.jobs.folder import ServiceFolder
+from service.jobs.refusals import Context, refuse
 from service.jobs.scheduling import Quotas
 from service.jobs.submissions import Submissions
 from service.jobs.tokens import Tokens
@@ -42,7 +42,6 @@ _CODES: tuple[tuple[type[PkmError], grpc.StatusCode], ...] = (
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobApi:
@@ -104,37 +103,40 @@ class JobApi:
 
     def _answering(
         self, call: Callable[[Any, str], Awaitable[_Answer]], kind: type[Message]
-    ) -> Callable[[bytes, _Context], Awaitable[_Answer]]:
-        async def answer(request: bytes, context: _Context) -> _Answer:
+    ) -> Callable[[bytes, Context], Awaitable[_Answer | None]]:
+        async def answer(request: bytes, context: Context) -> _Answer | None:
             try:
                 return await call(_read(kind, request), self._tenant(context))
             except Exception as error:
-                await _refuse(context, error)
+                _fail(context, error)
+                return None
 
         return answer
 
     def _streaming(
         self, call: Callable[[Any, str], AsyncIterator[_Answer]], kind: type[Message]
-    ) -> Callable[[bytes, _Context], AsyncIterator[_Answer]]:
-        async def answer(request: bytes, context: _Context) -> AsyncIterator[_Answer]:
+    ) -> Callable[[bytes, Context], AsyncIterator[_Answer]]:
+        async def answer(request: bytes, context: Context) -> AsyncIterator[_Answer]:
             tenant = self._tenant(context)
             if self._streams[tenant] >= STREAMS_MAX:
-                await context.abort(
+                refuse(
+                    context,
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                     f"{STREAMS_MAX} watches and logs of yours are open already; close some of them.",
                 )
+                return
             self._streams[tenant] += 1
             try:
                 async for part in call(_read(kind, request), tenant):
                     yield part
             except Exception as error:
-                await _refuse(context, error)
+                _fail(context, error)
             finally:
                 self._streams[tenant] -= 1
 
         return answer
 
-    def _tenant(self, context: _Context) -> str:
+    def _tenant(self, context: Context) -> str:
         tenant = self._tokens.tenant_of(context.invocation_metadata() or ())
         if tenant is None:  # the server's door (door.py) has let nobody in without a token
             raise PermissionError("a call without a tenant")
@@ -148,15 +150,13 @@ def _read(kind: type[Message], request: bytes) -> Message:
         raise UsageError(f"The request is no {kind.DESCRIPTOR.full_name}.") from None
 
 
-async def _refuse(context: _Context, error: Exception) -> NoReturn:
+def _fail(context: Context, error: Exception) -> None:
     """End a call with what its asker may know of an error."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
     for kind, code in _CODES:
         if isinstance(error, kind):
-            await context.abort(code, str(error))
+            return refuse(context, code, str(error))
     reference = secrets.token_hex(4)
     _log.error("call failed, reference %s", reference, exc_info=error)
-    await context.abort(
-        grpc.StatusCode.INTERNAL, f"The service failed; its log has the reason under {reference}."
+    return refuse(
+        context, grpc.StatusCode.INTERNAL, f"The service failed; its log has the reason under {reference}."
     )

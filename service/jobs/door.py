@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from service.jobs.refusals import Context, refuse
 from service.jobs.tokens import Tokens
 
 CALLS_OF_ONE_MAX = 4096  # a burst of submissions waits for its turns
@@ -24,7 +25,6 @@ REQUEST_WITHIN_S = 20.0
 _REFUSED_EVERY_S = 0.005
 _OPEN = frozenset({"/grpc.health.v1.Health/Check"})
 _STRANGERS = ""  # no tenant has this name
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Door(grpc.aio.ServerInterceptor):
@@ -36,7 +36,7 @@ class Door(grpc.aio.ServerInterceptor):
         self._refusals: Counter[str] = Counter()
         self._refusing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-        async def deny(requests: object, context: _Context) -> None:
+        async def deny(requests: object, context: Context) -> None:
             await self._refuse(
                 _STRANGERS,
                 context,
@@ -66,7 +66,7 @@ class Door(grpc.aio.ServerInterceptor):
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
 
-        async def answer(requests: AsyncIterator[Any], context: _Context) -> None:
+        async def answer(requests: AsyncIterator[Any], context: Context) -> None:
             if self._calls[whose] >= CALLS_OF_ONE_MAX:
                 await self._refuse(
                     whose,
@@ -74,9 +74,12 @@ class Door(grpc.aio.ServerInterceptor):
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                     f"{CALLS_OF_ONE_MAX} calls of yours wait for their answers already; send more when some have come.",
                 )
+                return
             self._calls[whose] += 1
             try:
                 asked = requests if handler.request_streaming else await _only(requests, context)
+                if asked is None:
+                    return
                 answers = behaviour(asked, context)
                 if inspect.isasyncgen(answers):
                     async for part in answers:
@@ -90,7 +93,7 @@ class Door(grpc.aio.ServerInterceptor):
             answer, handler.request_deserializer, handler.response_serializer
         )
 
-    async def _refuse(self, whose: str, context: _Context, code: grpc.StatusCode, why: str) -> None:
+    async def _refuse(self, whose: str, context: Context, code: grpc.StatusCode, why: str) -> None:
         if self._refusals[whose] < REFUSALS_OF_ONE_MAX:
             self._refusals[whose] += 1
             try:
@@ -98,17 +101,21 @@ class Door(grpc.aio.ServerInterceptor):
                     await asyncio.sleep(_REFUSED_EVERY_S)
             finally:
                 self._refusals[whose] -= 1
-        await context.abort(code, why)
+        refuse(context, code, why)
 
 
-async def _only(requests: AsyncIterator[Any], context: _Context) -> Any:
-    """The one request of a call."""
+async def _only(requests: AsyncIterator[Any], context: Context) -> Any | None:
+    """The one request of a call; None after refusing a call that brings none."""
     try:
         async with asyncio.timeout(REQUEST_WITHIN_S):
             async for request in requests:
                 return request
     except TimeoutError:
-        await context.abort(
-            grpc.StatusCode.DEADLINE_EXCEEDED, f"The request has not come within {REQUEST_WITHIN_S:g} s."
+        refuse(
+            context,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"The request has not come within {REQUEST_WITHIN_S:g} s.",
         )
-    return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The call ended before its request.")
+        return None
+    refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "The call ended before its request.")
+    return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from service.jobs.api import JobApi
 from service.jobs.cluster import RayCluster
+from service.jobs.collector import collect_rarely
 from service.jobs.database import JobDatabase
 from service.jobs.folder import ServiceFolder
 from service.jobs.monitoring import open_metrics_port, scrape_digest
@@ -80,6 +81,7 @@ async def _serve(
     try:
         with _watched(settings, database, runner):
             thread.start()
+            collect_rarely()
             ready(port, page.port)
             await stopped.wait()
     finally:

@@ -1,7 +1,7 @@
 """Turns of tenants at the threads that answer: one who asks for much waits for his own calls, not the others for theirs.
 
-A tenant with many calls in line is also answered at a bounded pace. Otherwise the service would be so busy with answering him
-that calls of others would wait where no turns are taken: before the service has looked at whose they are.
+A tenant with many calls in line is also answered at a bounded pace, by one thread. Otherwise the service would be so busy
+with answering him that calls of others would wait where no turns are taken: before the service has looked at whose they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 # Few, since Python runs one of them at a time; a tenant whose files are slow leaves some for the others.
 THREADS = 4
 THREADS_OF_ONE_TENANT = 2
-CROWD = 100  # calls of a tenant in line, from which on each of his threads pauses
+CROWD = 100  # calls of a tenant in line, from which on he has one thread, and that pauses after each
 PAUSE_S = 0.005
 
 _Answer = TypeVar("_Answer")
@@ -41,11 +41,14 @@ class Turns:
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append((answer, partial(work, *arguments)))
         self._begin()
-        return await answer
+        try:
+            return await answer
+        finally:
+            del answer  # which has the error that is raised here, and that this frame
 
     def _begin(self) -> None:
         while self._busy < THREADS:
-            tenant = next((t for t in self._waiting if self._at_work[t] < THREADS_OF_ONE_TENANT), None)
+            tenant = next(filter(self._may_begin, self._waiting), None)
             if tenant is None:
                 return
             line = self._waiting.pop(tenant)
@@ -58,6 +61,12 @@ class Turns:
             self._at_work[tenant] += 1
             done = self._threads.submit(work)
             done.add_done_callback(partial(self._tell, answer.get_loop(), tenant, answer))
+
+    def _may_begin(self, tenant: str) -> bool:
+        return self._at_work[tenant] < (1 if self._is_crowd(tenant) else THREADS_OF_ONE_TENANT)
+
+    def _is_crowd(self, tenant: str) -> bool:
+        return len(self._waiting.get(tenant, ())) > CROWD
 
     def _tell(
         self, loop: asyncio.AbstractEventLoop, tenant: str, answer: asyncio.Future[Any], done: Future[Any]
@@ -73,7 +82,7 @@ class Turns:
                 answer.set_exception(error)
             else:
                 answer.set_result(done.result())
-        if len(self._waiting.get(tenant, ())) > CROWD:
+        if self._is_crowd(tenant):
             answer.get_loop().call_later(PAUSE_S, self._free, tenant)
             self._begin()
         else:

@@ -6,10 +6,12 @@ other file. What else is known of the port's secrets and limits is in test_secur
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -263,6 +265,30 @@ def test_a_flood_is_refused_in_words_and_delays_nobody_else(service: Service) ->
     deadline = time.monotonic() + DEADLINE_S
     while ask(ann, "List", pb.ListRequest()) != grpc.StatusCode.OK:
         assert time.monotonic() < deadline
+
+
+def test_what_is_refused_leaves_no_circles_for_which_all_would_have_to_be_looked_through(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, nobody = service.caller(TENANTS["ann"]), service.caller(None)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            assert ask(nobody, "List", pb.ListRequest()) == grpc.StatusCode.UNAUTHENTICATED
+            assert ask(ann, "Get", pb.JobRequest(id="none")) == grpc.StatusCode.NOT_FOUND
+            assert ask(ann, "Watch", pb.WatchRequest(id="none")) == grpc.StatusCode.NOT_FOUND
+        monkeypatch.setattr(door, "CALLS_OF_ONE_MAX", 0)
+        for _ in range(20):
+            assert ask(ann, "List", pb.ListRequest()) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        circles = Counter(type(found).__name__ for found in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert circles["_ServicerContext"] == 0
 
 
 @pytest.mark.parametrize("method", [f"/{SERVICE.full_name}/{name}" for name in METHODS] + [OPEN])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -118,3 +119,25 @@ def test_a_crowd_is_answered_at_a_pace_and_others_at_once(monkeypatch: pytest.Mo
             call.cancel()
 
     run(scene)
+
+
+def test_a_crowd_has_one_thread_while_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = 3
+    monkeypatch.setattr(turns_module, "CROWD", crowd)
+    monkeypatch.setattr(turns_module, "PAUSE_S", 0.0)
+    calls = 20
+    beside: dict[int, int] = {}
+    at_work: set[int] = set()
+
+    def work(number: int) -> None:
+        beside[number] = len(at_work)
+        at_work.add(number)
+        time.sleep(0.002)  # so that a second one would meet the first
+        at_work.remove(number)
+
+    async def scene(turns: Turns) -> None:
+        await asyncio.gather(*(turns.take("ann", work, number) for number in range(calls)))
+
+    run(scene)
+    while_crowded = range(THREADS_OF_ONE_TENANT, calls - crowd - 1)
+    assert [beside[number] for number in while_crowded] == [0] * len(while_crowded)
