@@ -206,8 +206,7 @@ def test_what_is_learned_and_forgotten_is_told_in_nats() -> None:
         cases[1]: (100.0, 105.0, 200.0, 150.0),
         cases[2]: (100.0, 130.0, 200.0, 201.0),
     }
-    figures = ("early_perplexity_before", "early_perplexity_after")
-    figures += ("late_perplexity_before", "late_perplexity_after")
+    figures = [f"{text}_perplexity_{when}" for text in ("early", "late") for when in ("before", "after")]
     finding = made_up(
         "forgetting",
         {case: [dict(zip(figures, found, strict=True))] * 3 for case, found in perplexities_of_cases.items()},
