@@ -126,7 +126,8 @@ def test_jobs_do_not_notice_that_their_service_is_killed(served: Served, straigh
     served.start()
     watch = served.begin("watch", job)
     logs = served.begin("logs", "-f", job)
-    assert watch.stderr and logs.stdout  # who begins while there is no service is told so, and gives up
+    assert watch.stderr  # who begins while there is no service is told so, and gives up
+    assert logs.stdout
     assert watch.stderr.readline()
     first = logs.stdout.readline()
     for reached in (1, 20, 100):
