@@ -319,7 +319,8 @@ class Client:
 
         for part in self._stream("Logs", request, patience_s):
             heard = part.next_offset
-            yield part.text
+            if part.text:
+                yield part.text
 
     def _stream(self, method: str, request: Callable[[], Message], patience_s: float) -> Iterator[Any]:
         """The answers to a request, which is made anew, from where it was, whenever the connection is lost."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -144,3 +146,48 @@ def test_a_watch_goes_on_over_a_restart_of_the_service(tmp_path: Path) -> None:
     assert told == ["queued", "starting", "running", "recovering", "running", "succeeded"]
     assert updates[-1].job.state == JobState.SUCCEEDED
     watching.close()
+
+
+def test_a_log_in_which_nothing_happens_is_followed_over_two_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time the service may be away for as long as the follower's patience is."""
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+    monkeypatch.setattr("service.client.time", clock)
+    connected = threading.Semaphore(0)
+    failed: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            assert list(following.logs(job.id, follow=True, patience_s=60.0)) == []
+        except Exception as error:
+            failed.append(error)
+
+    def recorded(name: str) -> Callable[..., Iterator[Any]]:
+        def call(*arguments: Any, **options: Any) -> Iterator[Any]:
+            for answer in method(name)(*arguments, **options):
+                connected.release()
+                yield answer
+
+        return call
+
+    with running_service(tmp_path / "service") as service:
+        port = service.port
+        following = client_of(service)
+        job = following.submit(job_for(service))
+        method = following._method
+        monkeypatch.setattr(following, "_method", recorded)
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert connected.acquire(timeout=60)
+    with running_service(tmp_path / "service", port=port):
+        assert connected.acquire(timeout=60)
+        now += 100.0
+    with running_service(tmp_path / "service", port=port) as service:
+        assert connected.acquire(timeout=60)
+        service.database.move(job.id, JobState.CANCELLED, "")
+        thread.join(60)
+    assert not thread.is_alive()
+    assert failed == []
+    following.close()
