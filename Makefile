@@ -48,7 +48,7 @@ test-all: setup ## Run every test
 
 .PHONY: cluster-test
 cluster-test: setup ## Run a job on three hosts made of network namespaces, and kill one (root, iproute2, openssl)
-	$(RUN)/pytest -m cluster tests/cluster
+	tests/cluster/with-namespaces $(RUN)/pytest -m cluster tests/cluster
 
 .PHONY: compose-test
 compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job
