@@ -52,7 +52,7 @@ cluster-test: setup ## Run a job on three hosts made of network namespaces, and 
 
 .PHONY: compose-test
 compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job
-	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy/test_compose.py
+	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy
 
 .PHONY: chaos
 SEEDS ?= 10000

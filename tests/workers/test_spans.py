@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
 
 from memory_store import messages as m
@@ -32,17 +33,11 @@ def in_time(work: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
-@pytest.fixture
-def may_write(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Until this is set, nothing gets into a file."""
-    allowed, export = threading.Event(), SpanFile.export
-    monkeypatch.setattr(SpanFile, "export", lambda *given: allowed.wait() and export(*given))
-    return allowed
-
-
 def test_a_step_does_not_wait_for_spans_that_cannot_be_written(
-    may_write: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    may_write, export = threading.Event(), SpanFile.export
+    monkeypatch.setattr(SpanFile, "export", lambda *given: may_write.wait() and export(*given))
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
     spans = Traces("job", tmp_path).open("trainer")
@@ -51,23 +46,24 @@ def test_a_step_does_not_wait_for_spans_that_cannot_be_written(
         for number in range(100):
             spans.begin_trace(number + 1, "step", {"number": number}).end()
 
-    assert in_time(make), "a step waited until its span was written"
+    ended = in_time(make)
     may_write.set()
+    assert ended, "a step waited until its span was written"
     spans.close()
     written = [span.about["number"] for span in spans_in(tmp_path)]
     assert 8 <= len(written) <= 8 + 4
     assert written[-8:] == list(range(92, 100))
 
 
-def test_a_process_does_not_wait_at_its_end_for_spans_that_cannot_be_written(
-    may_write: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_process_does_not_wait_at_its_end_for_a_collector_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    goes_on = threading.Event()
     monkeypatch.setattr(spans_module, "CLOSE_S", 0.1)
-    spans = Traces("job", tmp_path).open("trainer")
-    spans.begin_trace(1, "step", {}).end()
-    ended = in_time(spans.close)
-    may_write.set()
-    assert ended, "the process waited at its end until its span was written"
+    monkeypatch.setattr(TracerProvider, "shutdown", lambda _: goes_on.wait())
+    ended = in_time(Traces("job", tmp_path).open("trainer").close)
+    goes_on.set()
+    assert ended, "the process waited at its end until its spans were handed on"
 
 
 @pytest.mark.parametrize(

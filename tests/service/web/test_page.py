@@ -153,17 +153,20 @@ def test_a_map_of_a_million_slots_is_drawn(planted: PlantedRun, page: Browser) -
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [375, 768, 1440])
-def test_no_screen_has_to_be_moved_sideways(
-    planted: PlantedRun, page: Browser, width: int, dark: bool
+def test_no_screen_has_to_be_moved_sideways_or_breaks_words(
+    service: Service, planted: PlantedRun, page: Browser, width: int, dark: bool
 ) -> None:
+    failed = plant(service, name="an-experiment-with-a-long-name", steps=1)
+    service.database.move(failed.id, JobState.FAILED, "Trainer 0 has died eight times. " * 4)
     page.look(width, 800, dark=dark, still=True)
-    page.find(".jobs a")
+    page.until(lambda: len(page.all(".jobs a")) == 2)
     for _ in range(2):
         assert page.run("return document.documentElement.scrollWidth") <= width
         light = page.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
         assert (sum(light) < 200) == dark
         weak = page.run(CONTRAST)
         assert weak == []
+        assert page.run(BROKEN) == []
         open_job(page, planted.id)
 
 
@@ -247,4 +250,12 @@ for (const at of document.querySelectorAll('body *')) {
   if (contrast < (large ? 3 : 4.5)) weak.push(`${at.tagName} ${at.textContent} ${contrast}`);
 }
 return weak;
+"""
+
+# What is one word to the eye, and stands on more than one line.
+BROKEN = """
+const lines = (at) => { const range = document.createRange(); range.selectNodeContents(at);
+  return new Set([...range.getClientRects()].map((box) => Math.round(box.bottom))).size; };
+return [...document.querySelectorAll('.jobs th, code, .state, button')]
+  .filter((at) => at.getClientRects().length && lines(at) > 1).map((at) => at.textContent);
 """
