@@ -15,7 +15,7 @@ pytestmark = pytest.mark.compose
 
 
 def read_by_v2(file: Path, secrets: Path) -> dict[str, Any]:
-    """What Compose v2 makes of a file: every short form written out. The parts that are only there to be reused are left out."""
+    """What Compose v2 makes of a file, every short form written out, without the parts that are only there to be reused."""
     told = run(
         *(os.environ["PKM_COMPOSE_V2"], "--project-name", "one", "--project-directory", ROOT, "--file", file),
         *("--profile", "gpu", "config", "--format", "json"),
