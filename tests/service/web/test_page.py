@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from memory_store.opening import in_process_store
+from memory_store.table_spec import TableSpec
 from service.jobs.states import JobState
+from tests.memory_store.written_cuts import write_cut
 from tests.service.jobs.running_service import TENANTS, Service, running_service
 from tests.service.web.browser import Browser, chromium
 from tests.service.web.planted_run import PlantedRun, plant, slots
@@ -119,6 +124,57 @@ def test_curves_and_states_grow_while_the_job_trains(
     planted.tell_restart()
     page.until(lambda: len(page.all(".history .restart")) == 2)
     assert "Shard 0" in page.text(".shards")
+
+
+def test_every_curve_the_shards_load_and_what_has_happened_are_told(
+    planted: PlantedRun, page: Browser
+) -> None:
+    with closing(in_process_store([TableSpec("memory", rows=32 * 32, dim=4)])) as store:
+        write_cut(store, planted.run.cuts_path)
+    open_job(page, planted.id)
+    loss, dot = 4 + 3 * math.exp(-60 / 40), " \N{MIDDLE DOT} "
+    told = {
+        "Loss": f"{loss:.4g}",
+        "Perplexity": f"training {math.exp(loss):.4g}{dot}validation 90",
+        "Tokens per second": "2,564",
+        "Memory in use": f"last steps 50 %{dot}validation 60 %",
+        "KL to uniform use": "1.2 nats",
+    }
+
+    def curves() -> dict[str, str]:
+        readouts = [" ".join(readout.text.split()) for readout in page.all(".curve .readout")]
+        return dict(zip([title.text for title in page.all(".curve h3")], readouts, strict=True))
+
+    page.until(lambda: curves() == told)
+    drawn = page.run(
+        "return [...document.querySelectorAll('.curve canvas')].map((at) => at.toDataURL().length)"
+    )
+    assert all(size > BLANK for size in drawn)
+    loads = [shard.text.replace("\n", " ") for shard in page.all(".shard")]
+    assert loads == [f"Shard {n} {0.5 + n} cores, 10 calls/s, 1 MiB, 127.0.0.1:{n}" for n in range(2)]
+    page.until(lambda: len(page.all(".history li")) == 5)
+    history = page.text(".history")
+    assert "Shard 1 died after step 60." in history
+    assert "Cut\nstep 0, " in history
+
+
+def test_two_fingers_zoom_the_map_and_one_moves_it(planted: PlantedRun, page: Browser) -> None:
+    page.look(375, 800, dark=True, still=True)
+    open_job(page, planted.id)
+    canvas = page.find(".map canvas")
+    page.until(lambda: len(seen_map(page)) > BLANK)
+
+    def zoom() -> float:
+        return float(canvas.get_attribute("data-zoom") or 0)
+
+    page.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    page.touch(canvas, [[(-20, 0), (20, 0)], [(-60, 0), (60, 0)]])
+    page.until(lambda: 2.5 < zoom() < 3.5)
+    before = seen_map(page)
+    page.touch(canvas, [[(0, 0)], [(60, 40)]])
+    page.until(lambda: seen_map(page) != before)
+    assert 2.5 < zoom() < 3.5
+    assert page.run("return document.documentElement.scrollLeft") == 0
 
 
 def test_the_map_follows_the_training_and_zooms(planted: PlantedRun, page: Browser) -> None:
