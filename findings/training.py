@@ -9,12 +9,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from pyarrow import compute, parquet
+
 from benchmarks.machine import this_machine
-from findings.cases import BASE, COMPARISONS, CORPUS, TEXT, Case
+from findings.cases import BASE, COMPARISONS, CORPUS, EARLY_CORPUS, LATE_CORPUS, TEXT, Case
 from findings.results import Finding, Run, load_finding
 from workers.report import Report
 
 VOCABULARY = 1024
+LATE_FROM = 1981  # the year of the first address of the late text
 HELD_OUT = ("--validation-share", "0.01", "--test-share", "0.008")
 # One thread: the figures do not depend on it, and runs leave the other cores of the machine alone.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -30,16 +33,38 @@ def pkm(*arguments: str) -> str:
 
 
 def prepare_text() -> None:
-    """Make the corpus, if it is not there yet."""
-    pkm("data", "prepare", str(TEXT), "--vocab-size", str(VOCABULARY), *HELD_OUT, "--out", str(CORPUS))
+    """Make the corpora, where they are not there yet: of all addresses, of those until LATE_FROM, and of the rest with
+    the same tokenizer.
+    """
+    own = ("--vocab-size", str(VOCABULARY))
+    _prepare(TEXT, CORPUS, *own)
+    addresses = parquet.read_table(TEXT)
+    late = compute.greater_equal(addresses["year"], LATE_FROM)
+    for part, corpus, tokenizer in (
+        (compute.invert(late), EARLY_CORPUS, own),
+        (late, LATE_CORPUS, ("--tokenizer", str(EARLY_CORPUS))),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / TEXT.name
+            parquet.write_table(addresses.filter(part), text)
+            _prepare(text, corpus, *tokenizer)
+
+
+def _prepare(text: Path, corpus: Path, *tokenizer: str) -> None:
+    pkm("data", "prepare", str(text), *tokenizer, *HELD_OUT, "--out", str(corpus))
 
 
 def train(case: Case, seed: int) -> Report:
     """One `pkm train`, whose folder is not kept."""
-    settings = [part for override in case.overrides(seed) for part in ("--set", override)]
     with tempfile.TemporaryDirectory() as folder:
-        run = str(Path(folder) / "run")
-        return Report.model_validate_json(pkm("train", str(BASE), *settings, "--run", run, "--json"))
+        return train_in(Path(folder) / "run", case, seed)
+
+
+def train_in(run: Path, case: Case, seed: int) -> Report:
+    """One `pkm train` whose run folder is `run`."""
+    overrides = [*case.overrides(seed), f"data.corpus={case.corpus.absolute()}"]
+    settings = [part for override in overrides for part in ("--set", override)]
+    return Report.model_validate_json(pkm("train", str(BASE), *settings, "--run", str(run), "--json"))
 
 
 def current_commit() -> str:
