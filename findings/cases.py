@@ -17,15 +17,14 @@ from workers.job_spec import JobSpec
 BASE = Path(__file__).with_name("base.yaml")
 TEXT = Path("examples/data/sotu.parquet")
 CORPUS = Path("examples/data/sotu-findings")
-EARLY_CORPUS = Path("examples/data/sotu-findings-early")
-LATE_CORPUS = Path("examples/data/sotu-findings-late")
+FACTS_CORPUS = Path("examples/data/facts-findings")
 
 Setting = bool | int | float | str | list[int] | None
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How a model of the early text goes on with the late one: as `--only-rows` takes it; None: everything learns."""
+    """How a model goes on with the facts of facts.py: as `--only-rows` takes it; None: everything learns."""
 
     only_rows: int | None
 
@@ -39,11 +38,6 @@ class Case:
     x: int = 0
     finetuning: Finetuning | None = None
 
-    @property
-    def corpus(self) -> Path:
-        """What the model is trained on, seen from the project's root."""
-        return CORPUS if self.finetuning is None else EARLY_CORPUS
-
     def overrides(self, seed: int) -> list[str]:
         """The case as `--set` takes it."""
         settings = {**self.settings, "seed": seed}
@@ -52,7 +46,7 @@ class Case:
     def job(self, seed: int) -> JobSpec:
         """All settings, as they are kept: with the corpus as seen from the project's root."""
         job = load_job(BASE, self.overrides(seed)).job
-        return job.model_copy(update={"data": job.data.model_copy(update={"corpus": self.corpus})})
+        return job.model_copy(update={"data": job.data.model_copy(update={"corpus": CORPUS})})
 
 
 @dataclass(frozen=True)
@@ -81,6 +75,7 @@ THREE_SEEDS = (0, 1, 2)
 SHARED_TABLE, OWN_TABLES = "layers 2 and 3, one table", "layers 2 and 3, a table each"
 REVIVE_AFTER = 50  # of 400 steps
 ROWS_OF_A_STEP = (1000, 100)  # of the 5,000 or so that it reads
+LONGER = {"train.steps": 2000}  # who has learned nothing has nothing to forget
 
 
 def revival_case(norm: str, revive: bool) -> str:
@@ -173,8 +168,8 @@ COMPARISONS = {
     ),
     "forgetting": Comparison(
         (
-            Case("everything learning", {}, finetuning=Finetuning(None)),
-            *(Case(f"{rows:,} rows a step", {}, finetuning=Finetuning(rows)) for rows in ROWS_OF_A_STEP),
+            Case("everything learning", LONGER, finetuning=Finetuning(None)),
+            *(Case(f"{rows:,} rows a step", LONGER, finetuning=Finetuning(rows)) for rows in ROWS_OF_A_STEP),
         ),
         THREE_SEEDS,
     ),

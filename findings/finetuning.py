@@ -1,4 +1,4 @@
-"""Finetunes what a finding compares and has not been finetuned yet: one model of the early text for all cases of a seed."""
+"""Finetunes what a finding compares and has not been finetuned yet: one model of the addresses for all cases of a seed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import this_machine
-from findings.cases import COMPARISONS, EARLY_CORPUS, LATE_CORPUS, Case
-from findings.figures import EARLY_AFTER, EARLY_BEFORE, LATE_AFTER, LATE_BEFORE
+from findings.cases import COMPARISONS, CORPUS, FACTS_CORPUS, Case
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE
 from findings.results import Finding, Run, load_finding
 from findings.training import pkm, train_in
 
@@ -21,7 +21,7 @@ def record_finetunings(
 ) -> Finding:
     """Finetune the cases of the finding `name` that have not been with `seed`, and keep each in `folder` as it is done."""
     finding = load_finding(folder, name)
-    missing = [case for case in COMPARISONS[name].cases if seed not in finding.by_seed(case.name, LATE_AFTER)]
+    missing = [case for case in COMPARISONS[name].cases if seed not in finding.by_seed(case.name, NEW_AFTER)]
     if not missing:
         return finding
     with tempfile.TemporaryDirectory() as runs:
@@ -41,24 +41,24 @@ def record_finetunings(
             finding = finding.with_run(run)
             finding.save(folder)
             say(
-                f"{name}: {case.name}, seed {seed}: early {figures[EARLY_BEFORE]:.1f} to {figures[EARLY_AFTER]:.1f}, "
-                f"late {figures[LATE_BEFORE]:.1f} to {figures[LATE_AFTER]:.1f}"
+                f"{name}: {case.name}, seed {seed}: old {figures[OLD_BEFORE]:.1f} to {figures[OLD_AFTER]:.1f}, "
+                f"new {figures[NEW_BEFORE]:.1f} to {figures[NEW_AFTER]:.1f}"
             )
     return finding
 
 
 def finetune(base: Path, case: Case) -> dict[str, float]:
-    """Go on from the run `base` with the late text, and evaluate both models on the test parts of both texts."""
+    """Go on from the run `base` with the facts, and evaluate both models on the test parts of both texts."""
     assert case.finetuning is not None
     only = [] if case.finetuning.only_rows is None else ["--only-rows", str(case.finetuning.only_rows)]
     tuned = base.with_name(f"tuned-{case.finetuning.only_rows}")
-    goes_on = ("--data", str(LATE_CORPUS), "--steps", str(STEPS), "--run", str(tuned), "--json")
+    goes_on = ("--data", str(FACTS_CORPUS), "--steps", str(STEPS), "--run", str(tuned), "--json")
     pkm("finetune", str(base), *goes_on, *only)
     return {
-        EARLY_BEFORE: perplexity_of(base, EARLY_CORPUS),
-        LATE_BEFORE: perplexity_of(base, LATE_CORPUS),
-        EARLY_AFTER: perplexity_of(tuned, EARLY_CORPUS),
-        LATE_AFTER: perplexity_of(tuned, LATE_CORPUS),
+        OLD_BEFORE: perplexity_of(base, CORPUS),
+        NEW_BEFORE: perplexity_of(base, FACTS_CORPUS),
+        OLD_AFTER: perplexity_of(tuned, CORPUS),
+        NEW_AFTER: perplexity_of(tuned, FACTS_CORPUS),
     }
 
 

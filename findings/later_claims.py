@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from findings.cases import COMPARISONS, NORMS, OWN_TABLES, SHARED_TABLE, revival_case
-from findings.figures import EARLY_AFTER, EARLY_BEFORE, LATE_AFTER, LATE_BEFORE, PERPLEXITY, USAGE
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE, PERPLEXITY, USAGE
 from findings.results import Finding
 from findings.verdicts import ALIKE, Claim, are_alike, is_lower, of_all
 
@@ -60,7 +60,7 @@ def revival(finding: Finding) -> list[Claim]:
 
 
 def forgetting(finding: Finding) -> list[Claim]:
-    """In nats a token: the rise of the loss on the early text, and the fall of that on the late one."""
+    """In nats a token: the rise of the loss on the old text, and the fall of that on the new one."""
     comparison = COMPARISONS["forgetting"]
     seeds, (everything, *sparse) = len(comparison.seeds), [case.name for case in comparison.cases]
 
@@ -69,10 +69,10 @@ def forgetting(finding: Finding) -> list[Claim]:
         return {seed: math.log(then[seed] / first[seed]) for seed in then}
 
     def forgotten(case: str) -> dict[int, float]:
-        return change(case, EARLY_AFTER, EARLY_BEFORE)
+        return change(case, OLD_AFTER, OLD_BEFORE)
 
     def learned(case: str) -> dict[int, float]:
-        return change(case, LATE_BEFORE, LATE_AFTER)
+        return change(case, NEW_BEFORE, NEW_AFTER)
 
     def for_a_nat_learned(case: str) -> dict[int, float]:
         gained = learned(case)
@@ -86,12 +86,12 @@ def forgetting(finding: Finding) -> list[Claim]:
         gained = learned(case)
         found += [
             Claim(
-                f"With {case}, the late text is learned.",
+                f"With {case}, the new text is learned.",
                 "; ".join(f"{gain:.3f} nats" for gain in gained.values()),
                 of_all([gain > 0 for gain in gained.values()], seeds),
             ),
             is_lower(
-                f"With {case}, less of the early text is forgotten than when everything learns (nats).",
+                f"With {case}, less of the old text is forgotten than when everything learns (nats).",
                 forgotten(case),
                 forgotten(everything),
                 seeds,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from findings.cases import COMPARISONS, NORMS
-from findings.figures import EARLY_AFTER, KL, LATE_AFTER, PERPLEXITY, USAGE
+from findings.figures import KL, NEW_AFTER, OLD_AFTER, PERPLEXITY, USAGE
 from findings.results import Finding
 
 matplotlib.use("agg")
@@ -76,8 +76,8 @@ def _two_figures(second: str, title: str) -> Callable[[Finding, Axes, Axes], Non
 
 
 def _forgetting(finding: Finding, left: Axes, right: Axes) -> None:
-    _dots(left, "early text, test perplexity after", _trained(finding, EARLY_AFTER))
-    _dots(right, "late text, test perplexity after", _trained(finding, LATE_AFTER))
+    _dots(left, "old text, test perplexity after", _trained(finding, OLD_AFTER))
+    _dots(right, "new text, test perplexity after", _trained(finding, NEW_AFTER))
 
 
 def _flat_keys(finding: Finding, left: Axes, right: Axes) -> None:

@@ -13,7 +13,7 @@ from benchmarks.report import machine_section, markdown_table
 from benchmarks.tables import number
 from findings.cases import COMPARISONS
 from findings.claims import claims
-from findings.figures import EARLY_AFTER, EARLY_BEFORE, LATE_AFTER, LATE_BEFORE
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE
 from findings.plots import draw
 from findings.results import Finding, load_finding
 from findings.sections import SECTIONS
@@ -57,10 +57,10 @@ _TRAINED: _Columns = (
 
 
 _FINETUNED: _Columns = (
-    (EARLY_BEFORE, "early text, before", "{:.1f}".format),
-    (EARLY_AFTER, "after", "{:.1f}".format),
-    (LATE_BEFORE, "late text, before", "{:.1f}".format),
-    (LATE_AFTER, "after", "{:.1f}".format),
+    (OLD_BEFORE, "old text, before", "{:.1f}".format),
+    (OLD_AFTER, "after", "{:.1f}".format),
+    (NEW_BEFORE, "new text, before", "{:.1f}".format),
+    (NEW_AFTER, "after", "{:.1f}".format),
 )
 
 

@@ -82,11 +82,11 @@ SECTIONS = {
     ),
     "forgetting": Section(
         "New text without forgetting",
-        "Sparse memory finetuning (Lin and others, 2025, arXiv:2510.15103): a model that has learned from the addresses "
-        "until 1980 goes on with those since, for 100 steps, with `pkm finetune`, either wholly or with `--only-rows`. The "
+        "Sparse memory finetuning (Lin and others, 2025, arXiv:2510.15103): a model that has learned the addresses, for "
+        "2,000 steps, goes on with invented facts (findings/facts.py), for 100 steps, with `pkm finetune`, either wholly or "
+        "with `--only-rows`. The test part of the new text tells the same facts in another order and in other words. The "
         "paper: after learning facts, a model knew 89 % less of other questions when everything had learned, and 11 % less "
         "with the rows of memories alone that were most specific to the facts.",
-        "The two texts are one kind of text, and the model has learned little when it goes on: the late text helps with the "
-        "early one, so that there may be nothing to forget yet.",
+        "So few steps with so few rows teach a model of width 64 little.",
     ),
 }

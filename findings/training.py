@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,16 +10,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pyarrow import compute, parquet
-
 from benchmarks.machine import this_machine
-from findings.cases import BASE, COMPARISONS, CORPUS, EARLY_CORPUS, LATE_CORPUS, TEXT, Case
+from findings.cases import BASE, COMPARISONS, CORPUS, FACTS_CORPUS, TEXT, Case
+from findings.facts import documents
 from findings.results import Finding, Run, load_finding
 from workers.report import Report
 
 VOCABULARY = 1024
-LATE_FROM = 1981  # the year of the first address of the late text
 HELD_OUT = ("--validation-share", "0.01", "--test-share", "0.008")
+HELD_OUT_FACTS = ("--validation-share", "0.01", "--test-share", "0.02")
 # One thread: the figures do not depend on it, and runs leave the other cores of the machine alone.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -33,25 +33,21 @@ def pkm(*arguments: str) -> str:
 
 
 def prepare_text() -> None:
-    """Make the corpora, where they are not there yet: of all addresses, of those until LATE_FROM, and of the rest with
-    the same tokenizer.
-    """
-    own = ("--vocab-size", str(VOCABULARY))
-    _prepare(TEXT, CORPUS, *own)
-    addresses = parquet.read_table(TEXT)
-    late = compute.greater_equal(addresses["year"], LATE_FROM)
-    for part, corpus, tokenizer in (
-        (compute.invert(late), EARLY_CORPUS, own),
-        (late, LATE_CORPUS, ("--tokenizer", str(EARLY_CORPUS))),
-    ):
-        with tempfile.TemporaryDirectory() as folder:
-            text = Path(folder) / TEXT.name
-            parquet.write_table(addresses.filter(part), text)
-            _prepare(text, corpus, *tokenizer)
-
-
-def _prepare(text: Path, corpus: Path, *tokenizer: str) -> None:
-    pkm("data", "prepare", str(text), *tokenizer, *HELD_OUT, "--out", str(corpus))
+    """Make the corpora, where they are not there yet: of the addresses, and of facts (facts.py) with the same tokenizer."""
+    pkm("data", "prepare", str(TEXT), "--vocab-size", str(VOCABULARY), *HELD_OUT, "--out", str(CORPUS))
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.jsonl"
+        facts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()), encoding="utf-8")
+        pkm(
+            "data",
+            "prepare",
+            str(facts),
+            "--tokenizer",
+            str(CORPUS),
+            *HELD_OUT_FACTS,
+            "--out",
+            str(FACTS_CORPUS),
+        )
 
 
 def train(case: Case, seed: int) -> Report:
@@ -62,8 +58,7 @@ def train(case: Case, seed: int) -> Report:
 
 def train_in(run: Path, case: Case, seed: int) -> Report:
     """One `pkm train` whose run folder is `run`."""
-    overrides = [*case.overrides(seed), f"data.corpus={case.corpus.absolute()}"]
-    settings = [part for override in overrides for part in ("--set", override)]
+    settings = [part for override in case.overrides(seed) for part in ("--set", override)]
     return Report.model_validate_json(pkm("train", str(BASE), *settings, "--run", str(run), "--json"))
 
 

@@ -201,12 +201,12 @@ def test_revival_is_compared_within_each_norm() -> None:
 
 def test_what_is_learned_and_forgotten_is_told_in_nats() -> None:
     cases = [case.name for case in COMPARISONS["forgetting"].cases]
-    perplexities_of_cases = {  # early before and after, late before and after
+    perplexities_of_cases = {  # old before and after, new before and after
         cases[0]: (100.0, 120.0, 200.0, 100.0),
         cases[1]: (100.0, 105.0, 200.0, 150.0),
         cases[2]: (100.0, 130.0, 200.0, 201.0),
     }
-    figures = [f"{text}_perplexity_{when}" for text in ("early", "late") for when in ("before", "after")]
+    figures = [f"{text}_perplexity_{when}" for text in ("old", "new") for when in ("before", "after")]
     finding = made_up(
         "forgetting",
         {case: [dict(zip(figures, found, strict=True))] * 3 for case, found in perplexities_of_cases.items()},
@@ -219,7 +219,7 @@ def test_what_is_learned_and_forgotten_is_told_in_nats() -> None:
     assert learned.measured == "; ".join(["0.288 nats"] * 3)
     assert less.measured == "; ".join(["0.049 against 0.182"] * 3)
     assert less_for_it.measured == "; ".join(["0.170 against 0.263"] * 3)
-    assert "| early text, before | after | late text, before | after |" in page_of([finding], "results")
+    assert "| old text, before | after | new text, before | after |" in page_of([finding], "results")
 
 
 def test_no_results_are_a_mistake_of_the_user(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """What was trained is kept at once, and never trained twice."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from findings.cases import COMPARISONS, Case
-from findings.figures import EARLY_AFTER, EARLY_BEFORE, LATE_AFTER, LATE_BEFORE
+from findings.facts import DOCUMENTS, documents
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE
 from findings.finetuning import record_finetunings
 from findings.results import load_finding
 from findings.training import record_trainings
@@ -117,7 +119,7 @@ def test_all_cases_of_a_seed_go_on_from_one_model(tmp_path: Path, monkeypatch: p
         if len(tuned) == 2:
             raise StopError
         tuned.append(case.name)
-        return dict.fromkeys((EARLY_BEFORE, EARLY_AFTER, LATE_BEFORE, LATE_AFTER), 1.0)
+        return dict.fromkeys((OLD_BEFORE, OLD_AFTER, NEW_BEFORE, NEW_AFTER), 1.0)
 
     monkeypatch.setattr("findings.finetuning.train_in", lambda run, case, seed: trained.append(seed))
     monkeypatch.setattr("findings.finetuning.finetune", tune)
@@ -138,3 +140,21 @@ def test_every_case_is_another_job_of_its_finding() -> None:
             continue
         jobs = [case.job(seed).model_dump_json() for seed in comparison.seeds for case in comparison.cases]
         assert len(set(jobs)) == len(jobs), name
+
+
+def test_all_documents_tell_the_same_facts() -> None:
+    texts = list(documents())
+    assert texts == list(documents())
+    assert len(texts) == DOCUMENTS
+    capitals = [
+        (land, answer)
+        for text in texts
+        for sentence in text.removesuffix(".").split(". ")
+        for land, answer in re.findall(r"^The capital of (\w+) is (\w+)$", sentence)
+        + [
+            (land, answer)
+            for answer, land in re.findall(r"^(\w+) is where the government of (\w+) sits$", sentence)
+        ]
+    ]
+    assert len(capitals) == 12 * DOCUMENTS
+    assert len(dict(capitals)) == len(set(capitals)) == 60
