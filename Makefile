@@ -48,11 +48,11 @@ test-all: setup ## Run every test
 
 .PHONY: cluster-test
 cluster-test: setup ## Run a job on three hosts made of network namespaces, and kill one (root, iproute2, openssl)
-	$(RUN)/pytest -m cluster tests/cluster
+	tests/cluster/with-namespaces $(RUN)/pytest -m cluster tests/cluster
 
 .PHONY: compose-test
 compose-test: setup ## Bring docker-compose.yml up for real, and kill a host under a job
-	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy/test_compose.py
+	tests/deploy/with-engine $(RUN)/pytest -m compose tests/deploy
 
 .PHONY: chaos
 SEEDS ?= 10000

@@ -182,7 +182,11 @@ TARGETS = (
         at_least=False,
     ),
     Target(
-        "service", "service_flooded_over_quiet", 2, "the same over that without another tenant", at_least=False
+        "service",
+        "service_flooded_over_quiet",
+        2,
+        "the same over that without another tenant",
+        at_least=False,
     ),
     Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False

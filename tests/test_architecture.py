@@ -66,6 +66,35 @@ def top_level_imports(path: Path) -> set[str]:
     return {module.partition(".")[0] for module in imported_modules(path)}
 
 
+def imported_when_loaded(statements: list[ast.stmt]) -> Iterator[str]:
+    """Yield what a module imports as soon as it is loaded: not within functions, nor for the checking of types alone."""
+    for statement in statements:
+        match statement:
+            case ast.Import():
+                yield from (alias.name for alias in statement.names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield from (module, *(f"{module}.{alias.name}" for alias in statement.names))
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                yield from imported_when_loaded(statement.orelse)
+            case ast.If() | ast.Try() | ast.With() | ast.ClassDef():
+                handlers = [line for handler in getattr(statement, "handlers", []) for line in handler.body]
+                orelse = [*getattr(statement, "orelse", []), *getattr(statement, "finalbody", [])]
+                yield from imported_when_loaded([*statement.body, *handlers, *orelse])
+
+
+def test_what_writes_spans_is_loaded_for_traces_alone():
+    writers = {path for path, needed in OPTIONAL.items() if "opentelemetry" in needed}
+    modules = {path.removesuffix(".py").replace("/", ".") for path in writers}
+    loading = {
+        (str(path), module)
+        for path in sources(*PACKAGES)
+        if str(path) not in writers
+        for module in imported_when_loaded(ast.parse((ROOT / path).read_text()).body)
+        if module in modules or module.partition(".")[0] == "opentelemetry"
+    }
+    assert loading == set()
+
+
 def test_imports_never_point_left():
     program = "from importlinter.cli import lint_imports_command as lint; lint()"
     linter = [sys.executable, "-c", program, "--no-cache"]

@@ -51,6 +51,8 @@ def doctor(
         print_json(findings)
     else:
         _print(findings)
+        if not cluster:
+            typer.echo("Ray, and its hosts with their clocks, are looked at by pkm doctor --cluster.")
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)
 

@@ -23,6 +23,7 @@ from service.client import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = "python:3.11-slim-bookworm"
+COMPOSE = os.environ.get("PKM_COMPOSE", "docker-compose")
 _PROJECT = "pkm-compose-test"
 _IMAGE, _PROMETHEUS = "pkm-compose-test", "pkm-compose-test-prometheus"
 _TIMEOUT_S = 300.0
@@ -89,7 +90,7 @@ class Deployment:
     def compose(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
         """What docker-compose says to this."""
         return run(
-            "docker-compose",
+            COMPOSE,
             "--project-name",
             _PROJECT,
             *arguments,

@@ -56,6 +56,16 @@ def test_secrets_are_files() -> None:
             assert not secret or value.startswith("/run/secrets/")
 
 
+def test_what_is_written_lies_in_named_volumes_and_ray_has_room_for_its_objects() -> None:
+    for service in SERVICES.values():
+        for source, _, *rights in (volume.rsplit(":", 2) for volume in service["volumes"]):
+            assert source in COMPOSE["volumes"] or rights == ["ro"]
+        if "ray" in service.get("entrypoint", ()):
+            (objects,) = (part for part in service["entrypoint"] if part.startswith("--object-store-memory="))
+            assert service["shm_size"] == "256mb"
+            assert int(objects.partition("=")[2]) < 256 << 20
+
+
 def test_ray_is_started_as_one_that_hosts_shards_is() -> None:
     on_ray = {name: service for name, service in SERVICES.items() if "ray" in service.get("entrypoint", ())}
     kinds = {name: service.get("command", ["", ""])[1] for name, service in on_ray.items()}

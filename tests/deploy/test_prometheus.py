@@ -25,6 +25,7 @@ from service.jobs.monitoring import open_metrics_port
 from service.jobs.runner import Runner
 from service.jobs.scheduling import Quotas
 from service.jobs.states import JobState
+from service.metrics_reference import families
 from tests.deploy.promtool import program
 from tests.deploy.test_alerts import RULES
 from tests.deploy.test_dashboards import queries
@@ -116,7 +117,7 @@ def until(left: Callable[[], object]) -> None:
         ("auto", "log", ["driver/0", "shard/0", "shard/1", "trainer/0"]),
     ],
 )
-def test_every_query_of_the_dashboards_has_an_answer(
+def test_every_metric_is_there_and_every_query_of_the_dashboards_has_an_answer(
     carrier: str, durability: str, processes: list[str], tmp_path: Path
 ) -> None:
     files = ServiceFolder(tmp_path / "service")
@@ -148,7 +149,13 @@ def test_every_query_of_the_dashboards_has_an_answer(
             wanted = [port.address, *(f"{kept.id}/{process}" for process in processes)]
             return [(name, found.get(name, "missing")) for name in wanted if found.get(name) != "up"]
 
+        def metrics_not_there() -> set[str]:
+            return {name for family in families() for name in family.samples} - set(
+                ask(api, "label/__name__/values")
+            )
+
         until(targets_not_up)
+        until(metrics_not_there)
         asked = [query.replace("j1", kept.id).replace("[1m]", "[30s]") for query in queries()]
         until(lambda: [query for query in asked if not ask(api, "query", query=query)["result"]])
         for rule in RULES:

@@ -103,6 +103,19 @@ def test_an_update_that_comes_again_is_a_duplicate_and_one_that_waits_is_none() 
     assert value(registry, "pkm_shard_duplicates_refused_total") == 3
 
 
+def test_rows_put_in_the_place_of_others_are_updates_of_their_own_kind() -> None:
+    host, sender = opened_host()
+    addresses = np.array([3, 5, 8], dtype=np.uint32)
+    host.call(
+        m.ReplaceRows(sender, 1, 0, "memory", addresses, np.ones((3, DIM), dtype=np.float32)), TIMEOUT_S
+    )
+    kind = {"kind": "replaced", "carrier": "grpc"}
+    registry = host.metrics.registry
+    assert value(registry, "pkm_shard_updates_total", **kind) == 1
+    assert value(registry, "pkm_shard_update_rows_total", **kind) == 3
+    assert value(registry, "pkm_shard_update_bytes_total", **kind) == 3 * DIM * 4
+
+
 def test_staleness_is_that_of_the_lookups_served() -> None:
     host, _ = opened_host()
     nothing = np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.float32)

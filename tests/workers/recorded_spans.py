@@ -16,10 +16,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+ERROR = 2  # of StatusCode, as OTLP writes it
+
 
 @dataclass(frozen=True)
 class RecordedSpan:
-    """One span; `process` is its service and the number of that, times are ns."""
+    """One span; `process` is its service and the number of that, times are ns, `error` says how it failed."""
 
     process: str
     job: str
@@ -31,6 +33,7 @@ class RecordedSpan:
     begun: int
     ended: int
     about: dict[str, Any]
+    error: str
 
 
 def spans_in(folder: Path) -> list[RecordedSpan]:
@@ -54,6 +57,7 @@ def spans_in(folder: Path) -> list[RecordedSpan]:
                     begun=int(span["startTimeUnixNano"]),
                     ended=int(span["endTimeUnixNano"]),
                     about=_values(span.get("attributes", [])),
+                    error=span["status"]["message"] if span["status"].get("code") == ERROR else "",
                 )
             )
     return found
@@ -73,6 +77,7 @@ class Collector:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.requests: list[ExportTraceServiceRequest] = []
+        self.headers: list[dict[str, str]] = []
 
     def spans(self) -> list[RecordedSpan]:
         return [
@@ -87,6 +92,7 @@ class Collector:
                 begun=span.start_time_unix_nano,
                 ended=span.end_time_unix_nano,
                 about=_plain(span.attributes),
+                error=span.status.message if span.status.code == ERROR else "",
             )
             for request in self.requests
             for resource in request.resource_spans
@@ -108,6 +114,7 @@ def collector() -> Iterator[Collector]:
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.headers.append({name.lower(): value for name, value in self.headers.items()})
             found.requests.append(ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")

@@ -44,6 +44,7 @@ class CountingCarrier:
         match request:
             case m.Fetch() | m.Pool():
                 counts["lookups"] += 1
+                counts[f"lookups of {type(request).__name__.lower()} by grpc"] += 1
                 counts["lookup rows"] += request.addresses.size
             case m.RowGradient() | m.EntryGradient():
                 counts["updates"] += 1
@@ -73,7 +74,7 @@ class CountingCarrier:
 
 
 def scraped(folder: Path) -> Counter[str]:
-    """The sums over all targets and labels, by sample name; `le` and help lines left out."""
+    """The sums over all targets and labels, by sample name; `le` and help lines left out. Of lookups also by their labels."""
     sums: Counter[str] = Counter()
     for file in sorted(folder.glob("*.json")):
         ((group),) = json.loads(file.read_text())
@@ -85,6 +86,8 @@ def scraped(folder: Path) -> Counter[str]:
             for sample in family.samples:
                 if "le" not in sample.labels:
                     sums[sample.name] += sample.value  # type: ignore[assignment]
+                if sample.name == "pkm_lookups_total":
+                    sums["lookups of {kind} by {carrier}".format_map(sample.labels)] += sample.value  # type: ignore[assignment]
     return sums
 
 
@@ -98,6 +101,7 @@ def in_place_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         values: NDArray[Any], first: int, offsets: Any, addresses: NDArray[np.uint32], *rest: Any
     ) -> None:
         counts["lookups"] += 1
+        counts["lookups of in_place by shared_memory"] += 1
         counts["lookup rows"] += addresses.size
         counts["lookup bytes"] += addresses.size * values[0].nbytes
         pool_rows(values, first, offsets, addresses, *rest)
@@ -149,6 +153,11 @@ def test_scraped_numbers_are_those_the_client_has_counted(
     counts += in_place_reads
     assert bool(in_place_reads) == (lookup == "auto")
     assert sums["pkm_lookups_total"] == counts["lookups"] == sums["pkm_lookup_seconds_count"]
+    kinds = [
+        {name: count for name, count in told.items() if name.startswith("lookups of")}
+        for told in (sums, counts)
+    ]
+    assert kinds[0] == kinds[1]
     assert sums["pkm_lookup_rows_total"] == counts["lookup rows"]
     assert sums["pkm_lookup_bytes_total"] == counts["lookup bytes"]
     assert sums["pkm_shard_updates_total"] == counts["updates"] > 0

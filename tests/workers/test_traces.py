@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -24,7 +23,6 @@ from memory_store.carriers.base import Carrier
 from memory_store.cuts import complete_cuts
 from memory_store.errors import UsageError
 from memory_store.opening import connect, in_process_hosts
-from memory_store.span_file import SpanFile
 from memory_store.traces import Traces
 from tests.small_job import dense_weights, small_job, table_content
 from tests.workers.recorded_spans import RecordedSpan, collector, spans_in
@@ -282,23 +280,6 @@ def test_a_job_in_one_process_ends_with_the_same_bytes(dense: bool, corpus: Path
     assert bool(served) != dense
     assert all(known[span.parent].kind == CLIENT for span in served)
     assert len(served) == sum(span.kind == CLIENT for span in spans)
-
-
-def test_nobody_waits_for_spans_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_write, export = threading.Event(), SpanFile.export
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
-    monkeypatch.setattr(SpanFile, "export", lambda *given: may_write.wait() and export(*given))
-    spans = Traces("job", tmp_path).open("trainer")
-    for number in range(100):  # would not end if one of these waited
-        spans.begin_trace(number + 1, "step", {"number": number}).end()
-    may_write.set()
-    spans.close()
-    written = [span.about["number"] for span in spans_in(tmp_path)]
-    assert 8 <= len(written) <= 8 + 4
-    assert written[-8:] == list(range(92, 100))
 
 
 def test_a_traceparent_that_is_none_is_answered_without_a_span(corpus: Path, tmp_path: Path) -> None:

@@ -92,7 +92,6 @@ export class JobView {
   showFigures({ job, progress }) {
     const last = this.last ?? {};
     const rows = [
-      ["Job", job.id],
       ["Step", progress ? `${progress.step.toLocaleString("en")} of ${progress.steps.toLocaleString("en")}` : this.step ? this.step.toLocaleString("en") : "–"],
       ["Loss", number(last.loss, 4)],
       ["Tokens per second", number(last.tokens_per_second)],
@@ -101,9 +100,10 @@ export class JobView {
       ["Processes", `${counted(job.demand.shards, "shard")}, ${counted(job.demand.trainers, "trainer")}`],
     ];
     if (!this.figures.children.length) {
-      this.figures.append(...rows.map(([name]) => element("div", {}, element("dt", {}, name), element("dd", {}))));
+      const figure = (name, ...content) => element("div", {}, element("dt", {}, name), element("dd", {}, ...content));
+      this.figures.append(figure("Job", element("code", {}, job.id)), ...rows.map(([name]) => figure(name)));
     }
-    rows.forEach(([, text], at) => say(this.figures.children[at].lastChild, text));
+    rows.forEach(([, text], at) => say(this.figures.children[at + 1].lastChild, text));
   }
 
   showAsks(job) {

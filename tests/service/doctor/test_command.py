@@ -31,6 +31,7 @@ def test_it_ends_with_1_only_if_something_is_wrong(tmp_path: Path, monkeypatch: 
     result = pkm("doctor", "--folder", str(tmp_path))
     assert result.exit_code == 0
     assert "All is well." in result.stdout
+    assert "looked at by pkm doctor --cluster" in result.stdout
     assert "-> echo advise" in result.stdout
     machine_with(monkeypatch, well("python", "3.11"), wrong("memory", "1 GiB", "end other programs"))
     result = pkm("doctor", "--folder", str(tmp_path))

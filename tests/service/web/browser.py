@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,6 +77,18 @@ class Browser:
                 pass  # drawn anew meanwhile
             assert time.monotonic() < deadline, self.run("return document.body.innerText")
             time.sleep(0.1)
+
+    def touch(self, at: WebElement, moments: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Put fingers on an element, move them and lift them; where they are at each moment, in pixels from its middle."""
+        box = self.run("return arguments[0].getBoundingClientRect().toJSON()", at)
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        kinds = ["touchStart", *["touchMove"] * (len(moments) - 1), "touchEnd"]
+        for kind, fingers in zip(kinds, [*moments, []], strict=True):
+            points = [
+                {"x": middle[0] + x, "y": middle[1] + y, "id": number}
+                for number, (x, y) in enumerate(fingers)
+            ]
+            self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     def look(self, width: int, height: int, *, dark: bool = False, still: bool = False) -> None:
         """Be a screen of this size."""

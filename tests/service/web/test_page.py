@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from memory_store.opening import in_process_store
+from memory_store.table_spec import TableSpec
 from service.jobs.states import JobState
+from tests.memory_store.written_cuts import write_cut
 from tests.service.jobs.running_service import TENANTS, Service, running_service
 from tests.service.web.browser import Browser, chromium
 from tests.service.web.planted_run import PlantedRun, plant, slots
@@ -121,6 +126,57 @@ def test_curves_and_states_grow_while_the_job_trains(
     assert "Shard 0" in page.text(".shards")
 
 
+def test_every_curve_the_shards_load_and_what_has_happened_are_told(
+    planted: PlantedRun, page: Browser
+) -> None:
+    with closing(in_process_store([TableSpec("memory", rows=32 * 32, dim=4)])) as store:
+        write_cut(store, planted.run.cuts_path)
+    open_job(page, planted.id)
+    loss, dot = 4 + 3 * math.exp(-60 / 40), " \N{MIDDLE DOT} "
+    told = {
+        "Loss": f"{loss:.4g}",
+        "Perplexity": f"training {math.exp(loss):.4g}{dot}validation 90",
+        "Tokens per second": "2,564",
+        "Memory in use": f"last steps 50 %{dot}validation 60 %",
+        "KL to uniform use": "1.2 nats",
+    }
+
+    def curves() -> dict[str, str]:
+        readouts = [" ".join(readout.text.split()) for readout in page.all(".curve .readout")]
+        return dict(zip([title.text for title in page.all(".curve h3")], readouts, strict=True))
+
+    page.until(lambda: curves() == told)
+    drawn = page.run(
+        "return [...document.querySelectorAll('.curve canvas')].map((at) => at.toDataURL().length)"
+    )
+    assert all(size > BLANK for size in drawn)
+    loads = [shard.text.replace("\n", " ") for shard in page.all(".shard")]
+    assert loads == [f"Shard {n} {0.5 + n} cores, 10 calls/s, 1 MiB, 127.0.0.1:{n}" for n in range(2)]
+    page.until(lambda: len(page.all(".history li")) == 5)
+    history = page.text(".history")
+    assert "Shard 1 died after step 60." in history
+    assert "Cut\nstep 0, " in history
+
+
+def test_two_fingers_zoom_the_map_and_one_moves_it(planted: PlantedRun, page: Browser) -> None:
+    page.look(375, 800, dark=True, still=True)
+    open_job(page, planted.id)
+    canvas = page.find(".map canvas")
+    page.until(lambda: len(seen_map(page)) > BLANK)
+
+    def zoom() -> float:
+        return float(canvas.get_attribute("data-zoom") or 0)
+
+    page.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    page.touch(canvas, [[(-20, 0), (20, 0)], [(-60, 0), (60, 0)]])
+    page.until(lambda: 2.5 < zoom() < 3.5)
+    before = seen_map(page)
+    page.touch(canvas, [[(0, 0)], [(60, 40)]])
+    page.until(lambda: seen_map(page) != before)
+    assert 2.5 < zoom() < 3.5
+    assert page.run("return document.documentElement.scrollLeft") == 0
+
+
 def test_the_map_follows_the_training_and_zooms(planted: PlantedRun, page: Browser) -> None:
     open_job(page, planted.id)
     page.until(lambda: len(seen_map(page)) > BLANK)
@@ -153,17 +209,20 @@ def test_a_map_of_a_million_slots_is_drawn(planted: PlantedRun, page: Browser) -
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [375, 768, 1440])
-def test_no_screen_has_to_be_moved_sideways(
-    planted: PlantedRun, page: Browser, width: int, dark: bool
+def test_no_screen_has_to_be_moved_sideways_or_breaks_words(
+    service: Service, planted: PlantedRun, page: Browser, width: int, dark: bool
 ) -> None:
+    failed = plant(service, name="an-experiment-with-a-long-name", steps=1)
+    service.database.move(failed.id, JobState.FAILED, "Trainer 0 has died eight times. " * 4)
     page.look(width, 800, dark=dark, still=True)
-    page.find(".jobs a")
+    page.until(lambda: len(page.all(".jobs a")) == 2)
     for _ in range(2):
         assert page.run("return document.documentElement.scrollWidth") <= width
         light = page.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
         assert (sum(light) < 200) == dark
         weak = page.run(CONTRAST)
         assert weak == []
+        assert page.run(BROKEN) == []
         open_job(page, planted.id)
 
 
@@ -247,4 +306,12 @@ for (const at of document.querySelectorAll('body *')) {
   if (contrast < (large ? 3 : 4.5)) weak.push(`${at.tagName} ${at.textContent} ${contrast}`);
 }
 return weak;
+"""
+
+# What is one word to the eye, and stands on more than one line.
+BROKEN = """
+const lines = (at) => { const range = document.createRange(); range.selectNodeContents(at);
+  return new Set([...range.getClientRects()].map((box) => Math.round(box.bottom))).size; };
+return [...document.querySelectorAll('.jobs th, code, .state, button')]
+  .filter((at) => at.getClientRects().length && lines(at) > 1).map((at) => at.textContent);
 """
