@@ -182,8 +182,8 @@ class Trainer:
             with self.counted.stall("data")(), self.traces.part("data"):
                 inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
-            with self._gradients_stay_local() if not last else nullcontext(), self._precision():
-                with self.traces.part("forward"):
+            with self._gradients_stay_local() if not last else nullcontext():
+                with self.traces.part("forward"), self._precision():
                     loss = self.parallel(inputs, targets) / train.gradient_accumulation
                 self.at(self.step, BEGUN + 2 * micro + 1, f"the backward pass of step {self.step}")
                 with self.traces.part("backward"):

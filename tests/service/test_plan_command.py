@@ -67,7 +67,14 @@ def test_a_rate_is_shown_in_bits():
         (["--pcie", "fast"], "'fast' is no rate"),
         (["--pcie", "25GB/s", "--set", "train.device=cpu"], "train.device cpu use no GPU"),
         (
-            ["--gpu-memory", "0.005", "--set", "memory.placement=cached", "--set", "memory.cached_rows=60000"],
+            [
+                "--gpu-memory",
+                "0.005",
+                "--set",
+                "memory.placement=cached",
+                "--set",
+                "memory.cached_rows=60000",
+            ],
             "puts 0.00781 GiB on a GPU of 0.005 GiB; use placement host, or cached with fewer cached_rows",
         ),
     ],
