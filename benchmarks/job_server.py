@@ -22,6 +22,7 @@ from service.jobs.tokens import Tokens, digest_of
 TENANT, TOKEN = "benchmark", "benchmark"
 FLOODER, FLOODER_TOKEN = "flooder", "flooder"
 DATABASE = "jobs.sqlite"
+_GRACE_S = 10.0
 
 
 async def serve(folder: Path) -> None:
@@ -33,7 +34,7 @@ async def serve(folder: Path) -> None:
     collect_rarely()
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    await server.stop(0)
+    await server.stop(_GRACE_S)  # those of a flood end with its connections
     database.close()
 
 

@@ -182,6 +182,9 @@ TARGETS = (
         at_least=False,
     ),
     Target(
+        "service", "service_flooded_over_quiet", 2, "the same over that without another tenant", at_least=False
+    ),
+    Target(
         "plan", "plan_median_error", 0.2, "error of a predicted step time, median of cases", at_least=False
     ),
     Target("data", "data_encode_vs_tokenizers_batch", 1, "speed of encoding over tokenizers.encode_batch"),

@@ -17,8 +17,16 @@ from workers.job_spec import JobSpec
 BASE = Path(__file__).with_name("base.yaml")
 TEXT = Path("examples/data/sotu.parquet")
 CORPUS = Path("examples/data/sotu-findings")
+FACTS_CORPUS = Path("examples/data/facts-findings")
 
-Setting = int | str | list[int] | None
+Setting = bool | int | float | str | list[int] | None
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How a model goes on with the facts of facts.py: as `--only-rows` takes it; None: everything learns."""
+
+    only_rows: int | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Case:
     name: str
     settings: Mapping[str, Setting]
     x: int = 0
+    finetuning: Finetuning | None = None
 
     def overrides(self, seed: int) -> list[str]:
         """The case as `--set` takes it."""
@@ -48,6 +57,10 @@ class Comparison:
     seeds: tuple[int, ...]
     speeds: bool = False
 
+    @property
+    def finetunes(self) -> bool:
+        return any(case.finetuning for case in self.cases)
+
 
 def rows_named(sub_keys: int) -> str:
     """How cases and pages call a table of sub_keys * sub_keys rows."""
@@ -59,6 +72,16 @@ NORMS = {"batch": "batch norm", "none": "no norm"}
 FLAT_SUB_KEYS = (128, 256)  # a flat table of more rows takes too long to score
 KEYS = {"product": "product keys", "flat": "flat keys"}
 THREE_SEEDS = (0, 1, 2)
+SHARED_TABLE, OWN_TABLES = "layers 2 and 3, one table", "layers 2 and 3, a table each"
+REVIVE_AFTER = 50  # of 400 steps
+ROWS_OF_A_STEP = (1000, 100)  # of the 5,000 or so that it reads
+LONGER = {"train.steps": 2000}  # who has learned nothing has nothing to forget
+
+
+def revival_case(norm: str, revive: bool) -> str:
+    """The name of a case of the finding `revival`."""
+    return f"{NORMS[norm]}, {'revival' if revive else 'none revived'}"
+
 
 COMPARISONS = {
     "depth": Comparison(
@@ -112,5 +135,42 @@ COMPARISONS = {
         ),
         THREE_SEEDS,
         speeds=True,
+    ),
+    "successors": Comparison(
+        (
+            Case("product keys, as they are", {}),
+            Case("gate", {"memory.gate": True}),
+            Case("qk-norm", {"memory.qk_norm": True, "memory.query_norm": "none"}),
+            Case("experts", {"memory.slots": "experts", "memory.k": 8}),
+            Case("scores as weights", {"memory.weights": "scores"}),
+            Case("half-width values", {"memory.value_dim": 32}),
+            Case("four keys a row", {"memory.value_expansion": 4}),
+            Case("falling rate", {"memory.values.schedule": "linear", "memory.values.lr_end": 3e-3}),
+            Case(SHARED_TABLE, {"memory.layers": [2, 3]}),
+            Case(OWN_TABLES, {"memory.layers": [2, 3], "memory.shared_table": False}),
+        ),
+        THREE_SEEDS,
+    ),
+    "revival": Comparison(
+        tuple(
+            Case(
+                revival_case(norm, revive),
+                {
+                    "memory.sub_keys": 256,
+                    "memory.query_norm": norm,
+                    "memory.revive_dead_after": REVIVE_AFTER if revive else None,
+                },
+            )
+            for norm in NORMS
+            for revive in (False, True)
+        ),
+        THREE_SEEDS,
+    ),
+    "forgetting": Comparison(
+        (
+            Case("everything learning", LONGER, finetuning=Finetuning(None)),
+            *(Case(f"{rows:,} rows a step", LONGER, finetuning=Finetuning(rows)) for rows in ROWS_OF_A_STEP),
+        ),
+        THREE_SEEDS,
     ),
 }

@@ -1,90 +1,23 @@
-"""What the paper says, as statements that figures decide.
-
-A statement about cases is looked at seed by seed: it reproduces if it holds for every seed, it does not if it holds for
-none, and seeds that disagree leave it undecided. So do fewer seeds than the finding plans, where it is about perplexities,
-which differ between seeds by as much as between cases; how much of a table is used differs far more, and one seed decides.
-That can be compared with the paper's figures too: where it is far from them, a statement reproduces in its direction alone.
-Rates are compared round by round, by the median ratio.
-"""
+"""What the paper says, as statements that figures decide (verdicts.py says how)."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Callable
 from itertools import pairwise
 
 from findings.cases import COMPARISONS, FLAT_SUB_KEYS, KEYS, NORMS, SUB_KEYS, rows_named
+from findings.figures import KL, PERPLEXITY, USAGE
+from findings.later_claims import forgetting, revival, successors
 from findings.results import Finding
+from findings.verdicts import ALIKE, Claim, are_alike, is_at_least, is_lower, of_all, of_size
 
-PERPLEXITY, USAGE, KL = "test_perplexity", "memory_usage", "kl_to_uniform"
-
-ALIKE = 0.03  # perplexities this close, as a share, count as equal
 FLAT = 0.9  # a rate that keeps this share counts as kept
-NEAR = 2  # a figure of the table's use within this factor of the paper's counts as of its size
-
-
-class Verdict(StrEnum):
-    """What the figures say to a statement."""
-
-    REPRODUCES = "reproduces"
-    DIRECTION = "reproduces in direction only"
-    DIFFERS = "does not reproduce"
-    UNDECIDED = "undecided: seeds disagree"
-    TOO_FEW = "undecided: too few seeds"
-    MISSING = "not measured"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the paper, what was measured for it, and the verdict."""
-
-    says: str
-    measured: str
-    verdict: Verdict
 
 
 def claims(finding: Finding) -> list[Claim]:
     """The statements of one finding, with what its runs say to each."""
     return _CLAIMS[finding.finding](finding)
-
-
-def _lower(
-    says: str, lower: Mapping[int, float], higher: Mapping[int, float], seeds_needed: int, form: str = ".1f"
-) -> Claim:
-    """That a figure is lower in one case than in another, seed by seed."""
-    seeds = sorted(lower.keys() & higher.keys())
-    pairs = "; ".join(f"{lower[seed]:{form}} against {higher[seed]:{form}}" for seed in seeds)
-    return Claim(says, pairs, _of_all([lower[seed] < higher[seed] for seed in seeds], seeds_needed))
-
-
-def _of_all(held: list[bool], needed: int) -> Verdict:
-    """The verdict on a statement that held, or not, for each of some seeds, of which at least `needed` must be there."""
-    if not held:
-        return Verdict.MISSING
-    if len(held) < needed:
-        return Verdict.TOO_FEW
-    if all(held):
-        return Verdict.REPRODUCES
-    return Verdict.UNDECIDED if any(held) else Verdict.DIFFERS
-
-
-def _of_size(claim: Claim, figures: Mapping[int, float], published: float) -> Claim:
-    """The same, in direction only if the mean over seeds of `figures` is far from what the paper has."""
-    if claim.verdict is not Verdict.REPRODUCES:
-        return claim
-    factor = statistics.mean(figures.values()) / published
-    return claim if 1 / NEAR <= factor <= NEAR else replace(claim, verdict=Verdict.DIRECTION)
-
-
-def _ratio(says: str, upper: Mapping[int, float], lower: Mapping[int, float], bound: float) -> Claim:
-    """That a rate is at least `bound` times another."""
-    ratios = [upper[sampled] / lower[sampled] for sampled in upper.keys() & lower.keys()]
-    if not ratios:
-        return Claim(says, "", Verdict.MISSING)
-    ratio = statistics.median(ratios)
-    return Claim(says, f"ratio {ratio:.2f}, must be at least {bound:.2g}", _of_all([ratio >= bound], 1))
 
 
 def _depth(finding: Finding) -> list[Claim]:
@@ -93,16 +26,16 @@ def _depth(finding: Finding) -> list[Claim]:
     perplexity = {case: finding.by_seed(case, PERPLEXITY) for case in (dense, deep, memory)}
 
     def speed(says: str, rate: str, bound: float) -> Claim:
-        return _ratio(says, finding.by_round(memory, rate), finding.by_round(deep, rate), bound)
+        return is_at_least(says, finding.by_round(memory, rate), finding.by_round(deep, rate), bound)
 
     return [
-        _lower(
+        is_lower(
             "A memory lowers the perplexity of a model of as many layers (17.7 to 15.6).",
             perplexity[memory],
             perplexity[dense],
             seeds,
         ),
-        _lower(
+        is_lower(
             "With a memory, half of the layers do better than all (15.6 against 16.0).",
             perplexity[memory],
             perplexity[deep],
@@ -131,7 +64,7 @@ def _batch_norm(finding: Finding) -> list[Claim]:
     largest, smallest = SUB_KEYS[-1], SUB_KEYS[0]
     found = []
     for sub_keys, without, used in ((SUB_KEYS[-2], 0.64, 0.98), (largest, 0.26, 0.80)):
-        less = _lower(
+        less = is_lower(
             f"Without batch norm of the queries less of {rows_named(sub_keys)} slots is used ({without:.0%} against "
             f"{used:.0%}).",
             figures(USAGE, sub_keys, "none"),
@@ -139,17 +72,17 @@ def _batch_norm(finding: Finding) -> list[Claim]:
             1,
             ".1%",
         )
-        found.append(_of_size(less, figures(USAGE, sub_keys, "batch"), used))
-    more_even = _lower(
+        found.append(of_size(less, figures(USAGE, sub_keys, "batch"), used))
+    more_even = is_lower(
         f"With batch norm, use is more even at {rows_named(largest)}: lower KL to uniform (0.95 against 2.06).",
         figures(KL, largest, "batch"),
         figures(KL, largest, "none"),
         1,
         ".2f",
     )
-    found.append(_of_size(more_even, figures(KL, largest, "batch"), 0.95))
+    found.append(of_size(more_even, figures(KL, largest, "batch"), 0.95))
     found.append(
-        _lower(
+        is_lower(
             f"At {rows_named(largest)} batch norm lowers the perplexity (18.0 against 19.8).",
             figures(PERPLEXITY, largest, "batch"),
             figures(PERPLEXITY, largest, "none"),
@@ -157,7 +90,7 @@ def _batch_norm(finding: Finding) -> list[Claim]:
         )
     )
     found.append(
-        _alike(
+        are_alike(
             f"At {rows_named(smallest)} it is not needed: perplexities are alike (within {ALIKE:.0%}; 23.0 and 22.8).",
             [figures(PERPLEXITY, smallest, norm) for norm in NORMS],
             seeds,
@@ -168,21 +101,10 @@ def _batch_norm(finding: Finding) -> list[Claim]:
     fall = Claim(
         "Without it, the share of slots used falls as K grows (100% to 26%).",
         ", ".join(f"{share:.1%}" for share in shares),
-        _of_all(falls, 1),
+        of_all(falls, 1),
     )
-    found.append(_of_size(fall, figures(USAGE, smallest, "none"), 1))
+    found.append(of_size(fall, figures(USAGE, smallest, "none"), 1))
     return found
-
-
-def _alike(says: str, cases: list[dict[int, float]], seeds_needed: int) -> Claim:
-    """That the means over seeds of all cases lie within `ALIKE` of their mean."""
-    if not all(cases):
-        return Claim(says, "", Verdict.MISSING)
-    means = [statistics.mean(case.values()) for case in cases]
-    spread = (max(means) - min(means)) / statistics.mean(means)
-    return Claim(
-        says, f"means are {spread:.1%} apart", _of_all([spread <= ALIKE] * min(map(len, cases)), seeds_needed)
-    )
 
 
 def _flat_keys(finding: Finding) -> list[Claim]:
@@ -198,8 +120,8 @@ def _flat_keys(finding: Finding) -> list[Claim]:
     smaller, larger = FLAT_SUB_KEYS
     return [
         *(
-            _of_size(
-                _lower(
+            of_size(
+                is_lower(
                     f"With flat keys less of {rows_named(sub_keys)} slots is used (10 to 20% against 97 to 100%).",
                     figures(USAGE, sub_keys, "flat"),
                     figures(USAGE, sub_keys, "product"),
@@ -211,20 +133,20 @@ def _flat_keys(finding: Finding) -> list[Claim]:
             )
             for sub_keys in FLAT_SUB_KEYS
         ),
-        _lower(
+        is_lower(
             f"At {rows_named(larger)} product keys reach a lower perplexity (21.9 against 22.6).",
             figures(PERPLEXITY, larger, "product"),
             figures(PERPLEXITY, larger, "flat"),
             len(COMPARISONS["flat_keys"].seeds),
         ),
-        _ratio(
+        is_at_least(
             f"At {rows_named(larger)} product keys train faster (about 36,000 against 28,500 words/s; taken as faster "
             "at all).",
             training(larger, "product"),
             training(larger, "flat"),
             1,
         ),
-        _ratio(
+        is_at_least(
             f"With flat keys a table of {rows_named(smaller)} trains faster than one of {rows_named(larger)} (35,000 against "
             "28,500 words/s: 1.2 times).",
             training(smaller, "flat"),
@@ -244,12 +166,12 @@ def _position(finding: Finding) -> list[Claim]:
         Claim(
             "The first layer is the worst place (21.5 of 6 layers, the others 19.8 to 20.7).",
             best,
-            _of_all([order[-1] == 0 for order in orders], needed),
+            of_all([order[-1] == 0 for order in orders], needed),
         ),
         Claim(
             "An intermediate layer is the best place (the fifth of 6: 19.8).",
             best,
-            _of_all([order[0] not in (0, len(cases) - 1) for order in orders], needed),
+            of_all([order[0] not in (0, len(cases) - 1) for order in orders], needed),
         ),
     ]
 
@@ -257,7 +179,7 @@ def _position(finding: Finding) -> list[Claim]:
 def _heads_k(finding: Finding) -> list[Claim]:
     cases = [finding.by_seed(case.name, PERPLEXITY) for case in COMPARISONS["heads_k"].cases]
     says = f"At equal heads x k, perplexities are alike (all about 20.5; taken as within {ALIKE:.0%})."
-    return [_alike(says, cases, len(COMPARISONS["heads_k"].seeds))]
+    return [are_alike(says, cases, len(COMPARISONS["heads_k"].seeds))]
 
 
 def _scaling(finding: Finding) -> list[Claim]:
@@ -265,7 +187,7 @@ def _scaling(finding: Finding) -> list[Claim]:
     growth = SUB_KEYS[-1] // SUB_KEYS[0]
 
     def rate(says: str, name: str, bound: float) -> Claim:
-        return _ratio(says, finding.by_round(largest, name), finding.by_round(smallest, name), bound)
+        return is_at_least(says, finding.by_round(largest, name), finding.by_round(smallest, name), bound)
 
     return [
         rate(
@@ -278,7 +200,7 @@ def _scaling(finding: Finding) -> list[Claim]:
             "selection_tokens_per_second",
             1 / growth,
         ),
-        _lower(
+        is_lower(
             f"More slots lower the perplexity ({largest} against {smallest}; 18.0 against 23.0).",
             finding.by_seed(largest, PERPLEXITY),
             finding.by_seed(smallest, PERPLEXITY),
@@ -294,4 +216,7 @@ _CLAIMS: dict[str, Callable[[Finding], list[Claim]]] = {
     "position": _position,
     "heads_k": _heads_k,
     "scaling": _scaling,
+    "successors": successors,
+    "revival": revival,
+    "forgetting": forgetting,
 }

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from findings.cases import COMPARISONS
+from findings.finetuning import record_finetunings
 from findings.report import PAGE, write_report
 from findings.results import RESULTS
 from findings.speeds import record_speeds
@@ -34,7 +35,8 @@ def run(name: Name, results: Results = RESULTS) -> None:
     for seed in sorted({seed for finding in findings for seed in COMPARISONS[finding].seeds}):
         for finding in findings:
             if seed in COMPARISONS[finding].seeds:
-                record_trainings(finding, seed, results, commit=commit, say=typer.echo)
+                record = record_finetunings if COMPARISONS[finding].finetunes else record_trainings
+                record(finding, seed, results, commit=commit, say=typer.echo)
     for finding in findings:
         if COMPARISONS[finding].speeds:
             record_speeds(finding, results, commit=commit)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from findings.cases import COMPARISONS, NORMS
-from findings.claims import KL, PERPLEXITY, USAGE
+from findings.figures import KL, NEW_AFTER, OLD_AFTER, PERPLEXITY, USAGE
 from findings.results import Finding
 
 matplotlib.use("agg")
@@ -75,6 +75,11 @@ def _two_figures(second: str, title: str) -> Callable[[Finding, Axes, Axes], Non
     return picture
 
 
+def _forgetting(finding: Finding, left: Axes, right: Axes) -> None:
+    _dots(left, "old text, test perplexity after", _trained(finding, OLD_AFTER))
+    _dots(right, "new text, test perplexity after", _trained(finding, NEW_AFTER))
+
+
 def _flat_keys(finding: Finding, left: Axes, right: Axes) -> None:
     _dots(left, "share of slots used", _trained(finding, USAGE))
     _dots(right, "training, tokens/s", _rated(finding, "training_tokens_per_second"))
@@ -113,4 +118,7 @@ _PICTURES: dict[str, Callable[[Finding, Axes, Axes], None]] = {
     "position": _two_figures(KL, "KL to uniform (nats)"),
     "heads_k": _two_figures(USAGE, "share of slots used"),
     "scaling": _scaling,
+    "successors": _two_figures(USAGE, "share of slots used"),
+    "revival": _two_figures(USAGE, "share of slots used"),
+    "forgetting": _forgetting,
 }

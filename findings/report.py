@@ -12,10 +12,12 @@ from pathlib import Path
 from benchmarks.report import machine_section, markdown_table
 from benchmarks.tables import number
 from findings.cases import COMPARISONS
-from findings.claims import Claim, Verdict, claims
+from findings.claims import claims
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE
 from findings.plots import draw
 from findings.results import Finding, load_finding
 from findings.sections import SECTIONS
+from findings.verdicts import Claim, Verdict
 from memory_store.errors import UsageError
 
 PAGE = Path("docs/results.md")
@@ -24,7 +26,8 @@ _HEAD = """# Results
 
 What the paper that introduced product-key memories found (Lample and others, 2019, arXiv:1907.05242), measured again
 at a scale that two cores reach. `make findings` trains all of it and writes this page: every figure and every verdict
-comes from the files in `docs/results/`, which hold the whole job of each run, its seed, commit and machine.
+comes from the files in `docs/results/`, which hold the whole job of each run, its seed, commit and machine. The last
+sections compare what came later in the same way.
 
 Each run is one `pkm train` of `findings/base.yaml` with other settings. The text is the State of the Union addresses,
 the test text its last ones. Perplexities of such short runs are high; what counts is how they compare. Tables have the mean
@@ -42,12 +45,22 @@ neighbours hardly feel and the rates themselves do: they spread widely, and thos
 compared. The trainings ran beside other work too, so that their own speeds say nothing.
 """
 
-_TRAINED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+# Of a table: the figure, its title, how it is written.
+_Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
+_TRAINED: _Columns = (
     ("test_perplexity", "test perplexity", "{:.1f}".format),
     ("memory_usage", "slots used", "{:.1%}".format),
     ("kl_to_uniform", "KL to uniform", "{:.2f}".format),
     ("top1_share", "share of the top 1 %", "{:.1%}".format),
     ("dense_parameters", "dense parameters", "{:,.0f}".format),
+)
+
+
+_FINETUNED: _Columns = (
+    (OLD_BEFORE, "old text, before", "{:.1f}".format),
+    (OLD_AFTER, "after", "{:.1f}".format),
+    (NEW_BEFORE, "new text, before", "{:.1f}".format),
+    (NEW_AFTER, "after", "{:.1f}".format),
 )
 
 
@@ -76,7 +89,7 @@ def page_of(findings: list[Finding], pictures: str) -> str:
     """The text of the page, whose pictures are in the folder `pictures` beside it."""
     decided = {finding.finding: claims(finding) for finding in findings}
     summary = markdown_table(
-        ["finding", "statement of the paper", "here"],
+        ["finding", "statement", "here"],
         [
             [SECTIONS[name].title, claim.says, _shown(claim.verdict)]
             for name, found in decided.items()
@@ -102,7 +115,9 @@ def _section(finding: Finding, decided: list[Claim], pictures: str) -> str:
         parts.append(f"{section.why}\n")
     parts.append(f"![{section.title}]({pictures}/{finding.finding}.png)\n")
     if any(run.kind == "training" for run in finding.runs):
-        parts.append(_trained(finding))
+        parts.append(_trained(finding, _TRAINED))
+    if any(run.kind == "finetuning" for run in finding.runs):
+        parts.append(_trained(finding, _FINETUNED))
     if any(run.kind == "speed" for run in finding.runs):
         parts += [_SPEEDS, _rates(finding)]
     return "\n".join(parts)
@@ -112,15 +127,15 @@ def _shown(verdict: Verdict) -> str:
     return verdict if verdict is Verdict.REPRODUCES else f"**{verdict}**"
 
 
-def _trained(finding: Finding) -> str:
-    """The figures of the trainings, a row a case."""
+def _trained(finding: Finding, columns: _Columns) -> str:
+    """The figures of the trainings, or finetunings, a row a case."""
     rows = []
     for case in COMPARISONS[finding.finding].cases:
-        found = {figure: list(finding.by_seed(case.name, figure).values()) for figure, _, _ in _TRAINED}
-        if seeds := len(found["test_perplexity"]):
-            cells = [_spread(found[figure], form) for figure, _, form in _TRAINED]
+        found = [list(finding.by_seed(case.name, figure).values()) for figure, _, _ in columns]
+        if seeds := len(found[0]):
+            cells = [_spread(figures, form) for figures, (_, _, form) in zip(found, columns, strict=True)]
             rows.append([case.name, str(seeds), *cells])
-    return markdown_table(["", "seeds", *(title for _, title, _ in _TRAINED)], rows)
+    return markdown_table(["", "seeds", *(title for _, title, _ in columns)], rows)
 
 
 def _spread(figures: list[float], form: Callable[[float], str]) -> str:

@@ -14,15 +14,15 @@ from workers.job_spec import JobSpec
 
 RESULTS = Path("docs/results")
 
-Kind = Literal["training", "speed"]
+Kind = Literal["training", "finetuning", "speed"]
 
 
 class Run(BaseModel):
     """One job and the figures it gave. `case` is what the finding calls it; `job` is all of its settings, with the
     folder of the corpus as seen from the project's root.
 
-    A `training` is a whole `pkm train`, its figures from the report. A `speed` is one sample of every rate, taken in
-    turn with those of the other cases in the same `round`.
+    A `training` is a whole `pkm train`, its figures from the report. A `finetuning` goes on from such a run, of `job`,
+    with other text. A `speed` is one sample of every rate, taken in turn with those of the other cases in the same `round`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,11 +59,11 @@ class Finding(BaseModel):
         return self.model_copy(update={"runs": (*self.runs, run)})
 
     def by_seed(self, case: str, figure: str) -> dict[int, float]:
-        """One figure of the trainings of a case."""
+        """One figure of the trainings, or finetunings, of a case."""
         return {
             run.seed: run.figures[figure]
             for run in self.runs
-            if run.kind == "training" and run.case == case and figure in run.figures
+            if run.kind != "speed" and run.case == case and figure in run.figures
         }
 
     def by_round(self, case: str, figure: str) -> dict[int, float]:

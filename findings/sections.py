@@ -64,4 +64,29 @@ SECTIONS = {
         "processor's cache, with fewer of a step's reads falling on the same row. In the paper's models of width 1,024 and "
         "more, on GPUs, all of this is small beside the dense layers. Selection alone grows far more slowly than K.",
     ),
+    "successors": Section(
+        "What came later",
+        "One change each to the memory of layer 3, or to those of layers 2 and 3: the gate, normalised queries and keys, and "
+        "shared tables of Memory+ (Berges and others, 2024, arXiv:2412.09764), the experts of one neuron of PEER (He, 2024, "
+        "arXiv:2407.04153), and of UltraMem (Huang and others, 2024, arXiv:2411.12364) what keeps the selection exact. "
+        "[Which memory to choose](choosing.md) says what each costs.",
+        "The papers train for billions of tokens on wide models; here a table is hardly in use when a run ends, and what "
+        "pays in the long run may not have begun to. Half as many experts are here 32 rows a token instead of 64 values, "
+        "in rows twice as wide.",
+    ),
+    "revival": Section(
+        "Dead slots that are revived",
+        "K = 65,536; with revival, a sub-key that 50 steps have not selected is seeded again from one that is used often. No "
+        "paper is compared with: what is stated is what revival is for.",
+        "A revived sub-key has to earn its place in what is left of 400 steps.",
+    ),
+    "forgetting": Section(
+        "New text without forgetting",
+        "Sparse memory finetuning (Lin and others, 2025, arXiv:2510.15103): a model that has learned the addresses, for "
+        "2,000 steps, goes on with invented facts (findings/facts.py), for 100 steps, with `pkm finetune`, either wholly or "
+        "with `--only-rows`. The test part of the new text tells the same facts in another order and in other words. The "
+        "paper: after learning facts, a model knew 89 % less of other questions when everything had learned, and 11 % less "
+        "with the rows of memories alone that were most specific to the facts.",
+        "So few steps with so few rows teach a model of width 64 little.",
+    ),
 }

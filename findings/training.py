@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import this_machine
-from findings.cases import BASE, COMPARISONS, CORPUS, TEXT, Case
+from findings.cases import BASE, COMPARISONS, CORPUS, FACTS_CORPUS, TEXT, Case
+from findings.facts import documents
 from findings.results import Finding, Run, load_finding
 from workers.report import Report
 
 VOCABULARY = 1024
 HELD_OUT = ("--validation-share", "0.01", "--test-share", "0.008")
+HELD_OUT_FACTS = ("--validation-share", "0.01", "--test-share", "0.02")
 # One thread: the figures do not depend on it, and runs leave the other cores of the machine alone.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -30,16 +33,33 @@ def pkm(*arguments: str) -> str:
 
 
 def prepare_text() -> None:
-    """Make the corpus, if it is not there yet."""
+    """Make the corpora, where they are not there yet: of the addresses, and of facts (facts.py) with the same tokenizer."""
     pkm("data", "prepare", str(TEXT), "--vocab-size", str(VOCABULARY), *HELD_OUT, "--out", str(CORPUS))
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.jsonl"
+        facts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()), encoding="utf-8")
+        pkm(
+            "data",
+            "prepare",
+            str(facts),
+            "--tokenizer",
+            str(CORPUS),
+            *HELD_OUT_FACTS,
+            "--out",
+            str(FACTS_CORPUS),
+        )
 
 
 def train(case: Case, seed: int) -> Report:
     """One `pkm train`, whose folder is not kept."""
-    settings = [part for override in case.overrides(seed) for part in ("--set", override)]
     with tempfile.TemporaryDirectory() as folder:
-        run = str(Path(folder) / "run")
-        return Report.model_validate_json(pkm("train", str(BASE), *settings, "--run", run, "--json"))
+        return train_in(Path(folder) / "run", case, seed)
+
+
+def train_in(run: Path, case: Case, seed: int) -> Report:
+    """One `pkm train` whose run folder is `run`."""
+    settings = [part for override in case.overrides(seed) for part in ("--set", override)]
+    return Report.model_validate_json(pkm("train", str(BASE), *settings, "--run", str(run), "--json"))
 
 
 def current_commit() -> str:

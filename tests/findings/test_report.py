@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import this_machine
-from findings.cases import COMPARISONS
-from findings.claims import Verdict, claims
+from findings.cases import COMPARISONS, OWN_TABLES
+from findings.claims import claims
 from findings.report import PAGE, page_of, recorded_findings, write_report
 from findings.results import RESULTS, Finding, Run, load_finding
+from findings.verdicts import Verdict
 from memory_store.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,60 @@ def test_speeds_with_flat_keys() -> None:
 
     assert found([36_000, 35_000, 36_000, 28_500]) == [Verdict.REPRODUCES] * 2
     assert found([36_000, 28_500, 28_000, 28_500]) == [Verdict.DIFFERS] * 2
+
+
+def test_successors_are_compared_with_the_plain_layer() -> None:
+    names = [case.name for case in COMPARISONS["successors"].cases]
+
+    def found(perplexity: float, own_tables: float) -> list[Verdict]:
+        figures = dict.fromkeys(names, perplexity) | {names[0]: 100.0, OWN_TABLES: own_tables}
+        return verdicts(
+            made_up("successors", {name: [{"test_perplexity": figures[name]}] * 3 for name in names})
+        )
+
+    assert found(99, 100) == [Verdict.REPRODUCES] * 8
+    assert found(101, 110) == [Verdict.DIFFERS] * 8
+
+
+def test_revival_is_compared_within_each_norm() -> None:
+    def found(figures: list[tuple[float, float]]) -> list[Verdict]:
+        cases = [case.name for case in COMPARISONS["revival"].cases]
+        return verdicts(
+            made_up(
+                "revival",
+                {
+                    case: [{"memory_usage": usage, "test_perplexity": perplexity}] * 3
+                    for case, (usage, perplexity) in zip(cases, figures, strict=True)
+                },
+            )
+        )
+
+    helps, harms = Verdict.REPRODUCES, Verdict.DIFFERS
+    assert found([(0.2, 9), (0.3, 8), (0.1, 9), (0.2, 8)]) == [helps] * 4
+    assert found([(0.2, 9), (0.3, 8), (0.4, 7), (0.2, 8)]) == [helps, helps, harms, harms]
+
+
+def test_what_is_learned_and_forgotten_is_told_in_nats() -> None:
+    cases = [case.name for case in COMPARISONS["forgetting"].cases]
+    perplexities_of_cases = {  # old before and after, new before and after
+        cases[0]: (100.0, 120.0, 200.0, 100.0),
+        cases[1]: (100.0, 105.0, 200.0, 150.0),
+        cases[2]: (100.0, 130.0, 200.0, 201.0),
+    }
+    figures = [f"{text}_perplexity_{when}" for text in ("old", "new") for when in ("before", "after")]
+    finding = made_up(
+        "forgetting",
+        {case: [dict(zip(figures, found, strict=True))] * 3 for case, found in perplexities_of_cases.items()},
+        kind="finetuning",
+    )
+    learned, less, less_for_it, *others = claims(finding)
+    assert {claim.verdict for claim in (learned, less, less_for_it)} == {Verdict.REPRODUCES}
+    assert [claim.verdict for claim in others] == [Verdict.DIFFERS] * 3
+    # log(200 / 150), log(1.05), log(1.2) and the quotients, to three places
+    assert learned.measured == "; ".join(["0.288 nats"] * 3)
+    assert less.measured == "; ".join(["0.049 against 0.182"] * 3)
+    assert less_for_it.measured == "; ".join(["0.170 against 0.263"] * 3)
+    assert "| old text, before | after | new text, before | after |" in page_of([finding], "results")
 
 
 def test_no_results_are_a_mistake_of_the_user(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """What was trained is kept at once, and never trained twice."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from findings.cases import COMPARISONS, Case
+from findings.facts import DOCUMENTS, documents
+from findings.figures import NEW_AFTER, NEW_BEFORE, OLD_AFTER, OLD_BEFORE
+from findings.finetuning import record_finetunings
 from findings.results import load_finding
 from findings.training import record_trainings
 from workers.report import Report
@@ -107,7 +111,50 @@ def test_a_stop_while_writing_leaves_the_file_as_it_was(
     assert (tmp_path / "position.json").read_bytes() == before
 
 
+def test_all_cases_of_a_seed_go_on_from_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    tuned: list[str] = []
+
+    def tune(base: Path, case: Case) -> dict[str, float]:
+        if len(tuned) == 2:
+            raise StopError
+        tuned.append(case.name)
+        return dict.fromkeys((OLD_BEFORE, OLD_AFTER, NEW_BEFORE, NEW_AFTER), 1.0)
+
+    monkeypatch.setattr("findings.finetuning.train_in", lambda run, case, seed: trained.append(seed))
+    monkeypatch.setattr("findings.finetuning.finetune", tune)
+    names = [case.name for case in COMPARISONS["forgetting"].cases]
+    with pytest.raises(StopError):
+        record_finetunings("forgetting", 1, tmp_path, commit="c")
+    assert (trained, tuned) == ([1], names[:2])
+    tuned.clear()
+    record_finetunings("forgetting", 1, tmp_path, commit="c")
+    record_finetunings("forgetting", 1, tmp_path, commit="c")
+    assert (trained, tuned) == ([1, 1], names[2:])
+    assert [run.case for run in load_finding(tmp_path, "forgetting").runs] == names
+
+
 def test_every_case_is_another_job_of_its_finding() -> None:
     for name, comparison in COMPARISONS.items():
+        if comparison.finetunes:  # from one job, on other text
+            continue
         jobs = [case.job(seed).model_dump_json() for seed in comparison.seeds for case in comparison.cases]
         assert len(set(jobs)) == len(jobs), name
+
+
+def test_all_documents_tell_the_same_facts() -> None:
+    texts = list(documents())
+    assert texts == list(documents())
+    assert len(texts) == DOCUMENTS
+    capitals = [
+        (land, answer)
+        for text in texts
+        for sentence in text.removesuffix(".").split(". ")
+        for land, answer in re.findall(r"^The capital of (\w+) is (\w+)$", sentence)
+        + [
+            (land, answer)
+            for answer, land in re.findall(r"^(\w+) is where the government of (\w+) sits$", sentence)
+        ]
+    ]
+    assert len(capitals) == 12 * DOCUMENTS
+    assert len(dict(capitals)) == len(set(capitals)) == 60

@@ -126,14 +126,18 @@ def test_jobs_do_not_notice_that_their_service_is_killed(served: Served, straigh
     served.start()
     watch = served.begin("watch", job)
     logs = served.begin("logs", "-f", job)
-    for reached in (1, 20, 100):  # after the first step both have long been connected
+    assert watch.stderr  # who begins while there is no service is told so, and gives up
+    assert logs.stdout
+    assert watch.stderr.readline()
+    first = logs.stdout.readline()
+    for reached in (1, 20, 100):
         until(lambda at=reached: served.steps(job) >= at)  # type: ignore[misc]
         served.kill()
         assert served.pkm("list").returncode == 3
         served.start()
     assert watch.wait(300) == 0
     assert logs.wait(60) == 0
-    printed = logs.stdout.read() if logs.stdout else ""
+    printed = first + logs.stdout.read()
     assert printed == (Path(served.details(job)["run"]) / "job.log").read_text()
     assert states(served, job) == ["queued", "starting", "running", "succeeded"]
     assert_same_end(served, job, straight)
