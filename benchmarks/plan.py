@@ -118,6 +118,7 @@ def _mean(one: DenseCosts, other: DenseCosts) -> DenseCosts:
         selection_s=(one.selection_s + other.selection_s) / 2,
         optimizer_s=(one.optimizer_s + other.optimizer_s) / 2,
         parameters=one.parameters,
+        activation_bytes=one.activation_bytes,
     )
 
 

@@ -64,11 +64,10 @@ class TrainedModel:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._model.loss(batch.tokens, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        value = loss.item()
         nn.utils.clip_grad_norm_(self._dense, CLIP_NORM)
         self._optimizer.step()
         self._apply()
-        return value
+        return loss.item()
 
     @torch.no_grad()
     def infer(self, batch: Batch) -> Tensor:

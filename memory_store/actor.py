@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from memory_store.carriers.grpc_credentials import Credentials
@@ -28,6 +28,7 @@ from memory_store.client import TIMEOUT_S, StoreClient
 from memory_store.errors import StoreError
 from memory_store.lookups import LookupKind
 from memory_store.metrics_port import Scrape
+from memory_store.numa import Neighbours, keep_to_one_node, neighbours
 from memory_store.opening import connect
 from memory_store.placement import Placement
 from memory_store.process_host import process_host
@@ -78,7 +79,9 @@ class ShardActor:
         credentials: Credentials | None,
         scrape: Scrape | None,
         traces: Traces | None,
+        among: Neighbours,
     ) -> None:
+        keep_to_one_node(among)
         self._incarnation = secrets.token_hex(8)
         host = process_host(specs, Placement.even(shards), shard, self._incarnation, logs, cuts)
         self._spans = traces.of_shard(host, shard) if traces is not None else None
@@ -219,6 +222,8 @@ def start_shards(
     """
     bundles = shard_bundles(specs, shards)
     group = ShardGroup(job, shards, secrets.token_hex(32), namespace, credentials[1] if credentials else None)
+    host_of_bundle: dict[int, str] = placement_group_table(place)["bundles_to_node_id"]
+    among = neighbours([host_of_bundle[shard] for shard in range(shards)])
     actor_class = ray.remote(ShardActor)
     actors: list[Any] = [
         actor_class.options(
@@ -241,6 +246,7 @@ def start_shards(
             credentials[0] if credentials else None,
             scrape,
             traces,
+            among[shard],
         )
         for shard in range(shards)
     ]

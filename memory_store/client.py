@@ -34,12 +34,14 @@ from memory_store.lookups import (
     LookupKind,
     access_sums,
     cheaper,
+    joined_rows,
     shard_slices,
     split_entries,
 )
 from memory_store.mapped_shards import MappedShards
 from memory_store.open_lookups import Contributing, FetchedLookup, InPlaceLookup, PooledLookup
 from memory_store.placement import Placement, addresses_of
+from memory_store.reused_memory import empty
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
 from memory_store.table_steps import StepResult, check_step, clip_scales
@@ -68,8 +70,7 @@ class StoreClient:
         remapped: Callable[[Sequence[str]], MappedShards | None] = lambda incarnations: None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
-        self.version = 0
-        self.writers = 1
+        self.version, self.writers = 0, 1
         self.sender = m.Sender("", 0, 0)
         self._carriers = list(carriers)
         # Of each table, the first address of every shard, and the end: int64 [S + 1].
@@ -88,6 +89,8 @@ class StoreClient:
         self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
         # Told when the tables are at another version: by a step (False), or because they were replaced (True).
         self.on_change: list[Callable[[bool], None]] = []
+        # Called when a step's contributions are about to be waited for: who has held some back sends them then.
+        self.before_commit: list[Callable[[], None]] = []
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
@@ -200,7 +203,7 @@ class StoreClient:
         if self._mapped is not None and self.reads_in_place:
 
             def gather(values: NDArray[Any]) -> FloatArray:
-                rows = np.empty((addresses.size, spec.dim), dtype=spec.compute_dtype)
+                rows = empty((addresses.size, spec.dim), spec.compute_dtype)
                 gather_rows(values, 0, addresses, rows)
                 return rows
 
@@ -208,13 +211,11 @@ class StoreClient:
         edges = np.searchsorted(addresses, self.bounds[spec.name])
         parts = [addresses[begin:end] for begin, end in pairwise(edges)]
         nothing, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
-        futures = self._send(
-            [m.Fetch(spec.name, self.version, False, part, nothing, no_sums) for part in parts]
-        )
+        futures = self._send([m.Fetch(spec.name, self.version, False, p, nothing, no_sums) for p in parts])
 
         def finish() -> FloatArray:
             with self.waiting():
-                return np.concatenate([expect(future, m.Rows).values for future in futures])
+                return joined_rows([expect(future, m.Rows).values for future in futures])
 
         return finish
 
@@ -224,7 +225,7 @@ class StoreClient:
         version = self.version
 
         def pool(values: NDArray[Any]) -> Lookup:
-            output = np.empty((entries.tokens, spec.dim), dtype=spec.compute_dtype)
+            output = empty((entries.tokens, spec.dim), spec.compute_dtype)
             pool_rows(values, 0, entries.offsets, entries.addresses, entries.weights, output)
             return InPlaceLookup(self, version, keep, entries, output, spec.name, values)
 
@@ -272,9 +273,7 @@ class StoreClient:
         def finish() -> Lookup:
             with self.waiting():
                 first, *others = (expect(future, m.Rows).values for future in futures)
-            output = first
-            for partial_sums in others:
-                output = output + partial_sums
+            output: FloatArray = sum(others, start=first)
             return PooledLookup(self, version, keep, entries, output, number, parts)
 
         return finish
@@ -296,8 +295,7 @@ class StoreClient:
         def finish() -> Lookup:
             with self.waiting():
                 fetched = [expect(future, m.Rows).values for future in futures]
-            values = fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
-            rows = FetchedRows(entries, groups, values)
+            rows = FetchedRows(entries, groups, joined_rows(fetched))
             return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
 
         return finish
@@ -363,6 +361,8 @@ class StoreClient:
     def refusal(self) -> NonFiniteGradientError | None:
         """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""
         refusal = None
+        for send in self.before_commit:
+            send()
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for future in unconfirmed:
             try:

@@ -12,6 +12,7 @@ added).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -26,6 +27,7 @@ from memory_store.grouping import Groups, count_distinct
 from memory_store.kernels import FloatArray, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, sum_by_row
 from memory_store.placement import addresses_of
+from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
 
 LookupKind = Literal["auto", "fetch", "pool"]
@@ -177,7 +179,7 @@ class FetchedRows:
 
     def pooled(self) -> FloatArray:
         """`[T, D]`: the weighted sums."""
-        out = np.empty((self.entries.tokens, self.values.shape[1]), dtype=self.values.dtype)
+        out = empty((self.entries.tokens, self.values.shape[1]), self.values.dtype)
         pool_rows(self.values, 0, self.entries.offsets, self._inverse(), self.entries.weights, out)
         return out
 
@@ -203,6 +205,14 @@ def shard_slices(groups: Groups, bounds: NDArray[np.int64]) -> list[slice]:
     """Which of the distinct addresses belong to each shard; they are sorted, so every shard has one slice."""
     edges = np.searchsorted(groups.addresses, bounds)
     return [slice(int(begin), int(end)) for begin, end in pairwise(edges)]
+
+
+def joined_rows(parts: Sequence[FloatArray]) -> FloatArray:
+    """The rows that each shard has answered, in shard order, as one array `[U, D]`."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = empty((sum(len(part) for part in parts), parts[0].shape[1]), parts[0].dtype)
+    return np.concatenate(parts, out=whole)
 
 
 @compiled()

@@ -3,7 +3,7 @@
 A message of 100 MB in fresh memory spends a third of its time in the kernel, which hands out zeroed pages and
 takes them back. So the memory of a large array is kept here when its last user lets go of it, and given to
 the next array of about that size; and the C library is told to keep the memory of the messages that gRPC
-cuts it into.
+cuts it into. A trainer with a GPU has the blocks page-locked, so that the GPU copies answers of shards where they lie.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,27 @@ class _Lease:
         self.__array_interface__ = block.__array_interface__
 
 
-class ReusedMemory:
-    """Blocks nobody uses at the moment, `kept_bytes_max` bytes of them at most. Usable from many threads."""
+def aligned(size: int) -> NDArray[np.uint8]:
+    """`size` bytes from the begin of a cache line."""
+    block = np.empty(size + LINE_BYTES, dtype=np.uint8)
+    begin = -block.ctypes.data % LINE_BYTES
+    return block[begin : begin + size]
 
-    def __init__(self, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
-        self._kept_bytes_max = kept_bytes_max
+
+class ReusedMemory:
+    """Blocks nobody uses at the moment, `kept_bytes_max` bytes of them at most. Usable from many threads.
+
+    New blocks are of `allocate`, given their bytes. Arrays below `small_bytes` are ordinary ones.
+    """
+
+    def __init__(
+        self,
+        kept_bytes_max: int = KEPT_BYTES_MAX,
+        allocate: Callable[[int], NDArray[np.uint8]] = aligned,
+        small_bytes: int = SMALL_BYTES,
+    ) -> None:
+        self.allocate = allocate
+        self._kept_bytes_max, self._small_bytes = kept_bytes_max, small_bytes
         self._free: list[NDArray[np.uint8]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -46,9 +63,9 @@ class ReusedMemory:
         """
         kind = np.dtype(dtype)
         size = kind.itemsize * math.prod(shape)
-        if size < SMALL_BYTES:
+        if size < self._small_bytes:
             return np.empty(shape, kind)
-        block = self._taken(_block_bytes(size))
+        block = self._taken(_block_bytes(max(size, LINE_BYTES)))
         lease = _Lease(block)
         weakref.finalize(lease, self._give_back, block).atexit = False
         return np.asarray(lease)[:size].view(kind).reshape(shape)
@@ -64,7 +81,7 @@ class ReusedMemory:
                     return block
                 others.append(block)
         except IndexError:
-            return _aligned(size)
+            return self.allocate(size)
         finally:
             self._free[:0] = others[::-1]
 
@@ -77,13 +94,6 @@ class ReusedMemory:
                 return
 
 
-def _aligned(size: int) -> NDArray[np.uint8]:
-    """`size` bytes from the begin of a cache line."""
-    block = np.empty(size + LINE_BYTES, dtype=np.uint8)
-    begin = -block.ctypes.data % LINE_BYTES
-    return block[begin : begin + size]
-
-
 def _block_bytes(size: int) -> int:
     """The size of the block for `size` bytes: a power of two, or one of the steps between two of them."""
     step = max(1, (1 << (size - 1).bit_length() - 1) // _CLASSES_PER_OCTAVE)
@@ -92,6 +102,11 @@ def _block_bytes(size: int) -> int:
 
 _MEMORY = ReusedMemory()
 empty = _MEMORY.empty
+
+
+def allocate_with(allocate: Callable[[int], NDArray[np.uint8]]) -> None:
+    """Have new blocks of `empty` made by `allocate`, given their bytes: in this process, and for good."""
+    _MEMORY.allocate = allocate
 
 
 def keep_freed_memory() -> None:

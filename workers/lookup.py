@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 from memory_store.calls import Waiting
 from memory_store.errors import UsageError
 from memory_store.table_handle import TableHandle
-from workers.tensor_tables import HostLookup, TensorLookup, TensorTable, host_array
+from workers.gpu.transfers import transfers
+from workers.tensor_tables import HostLookup, TensorLookup, TensorTable
 
 
 def begin_lookup(
@@ -80,7 +81,8 @@ def _begin(
 ) -> Waiting[TensorLookup]:
     if isinstance(table, TensorTable):
         return table.begin_tensor_lookup(rows, weights.detach(), keep=keep, track=track)
-    found = table.begin_lookup(host_array(rows), host_array(weights), keep=keep, track=track)
+    rows_here, weights_here = transfers(weights.device).to_host(rows, weights)()
+    found = table.begin_lookup(rows_here, weights_here, keep=keep, track=track)
     return lambda: HostLookup(found(), weights)
 
 

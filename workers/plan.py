@@ -30,6 +30,9 @@ core-seconds / C. Backward takes two thirds of a dense pass, and each layer an e
 
 **All-reduce** of P dense parameters: 4 P * 2 (W-1)/W bytes in and out of every trainer, behind the backward pass but
 for the last bucket of 25 MiB.
+
+**GPUs.** Each trainer has one of its own, and waits for what lookups put on PCIe (plan_device.py). It goes on while gradients
+that need no answer cross, with placement cached, and while copies are asked for again, until the first memory.
 """
 
 from __future__ import annotations
@@ -44,12 +47,14 @@ from memory_store.table import part_bytes
 from memory_store.table_spec import TableSpec
 from workers.job_spec import JobSpec
 from workers.plan_costs import Calibration, ClientCosts, Cost, ShardCosts
+from workers.plan_device import DeviceMemory, Gpu, crossing, device_memory
+from workers.plan_sizes import Sizes, expected_distinct
 
 PAYLOAD_SHARE = 1448 / 1538  # of an Ethernet frame of 1500 bytes with its gaps; the rest is headers
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's bucket_cap_mb
 BACKWARD_SHARE = 2 / 3
 
-Lookup = Literal["in place", "pool", "fetch", "none"]
+Lookup = Literal["in place", "pool", "fetch", "cached", "on the device", "none"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the step. `bytes`: what a trainer sends and receives in it. `seconds`: how long it takes by itself;
-    `step_seconds`: what of it the step waits for.
+    """A part of the step. `bytes`: what a trainer sends and receives in it, or moves over PCIe. `seconds`: how long it
+    takes by itself; `step_seconds`: what of it the step waits for.
     """
 
     name: str
@@ -79,7 +84,7 @@ class Part:
 @dataclass(frozen=True)
 class Plan:
     """The prediction. `shard_bytes`: table memory of the fullest shard; `pending_bytes`: what each shard holds besides
-    until a step is applied.
+    until a step is applied. `device`: what trainers with a GPU, or with tables on their device, take of it.
     """
 
     trainers: int
@@ -89,6 +94,7 @@ class Plan:
     distinct_rows: float
     shard_bytes: int
     pending_bytes: float
+    device: DeviceMemory | None
     batch_tokens: int
     parts: tuple[Part, ...]
 
@@ -106,11 +112,6 @@ class Plan:
         return max(self.parts, key=lambda part: part.step_seconds)
 
 
-def expected_distinct(rows: int, accesses: float) -> float:
-    """Expected number of different rows among uniform accesses: K (1 - (1 - 1/K)^N)."""
-    return float(rows * (1 - (1 - 1 / rows) ** accesses)) if rows > 1 else float(rows)
-
-
 def chosen_lookup(tokens: int, shards: int, entries: int, distinct: float) -> Literal["pool", "fetch"]:
     """The lookup that the client takes for a call; see `memory_store.lookups.cheaper`."""
     return "pool" if tokens * shards < entries and distinct > tokens * shards else "fetch"
@@ -125,29 +126,6 @@ def shard_bytes(tables: Sequence[TableSpec], shards: int) -> int:
     )
 
 
-class _Sizes:
-    """The letters of the module, for one job."""
-
-    def __init__(self, job: JobSpec) -> None:
-        train = job.train
-        self.W, self.A = train.trainers, train.gradient_accumulation
-        self.T = train.batch_tokens // (self.W * self.A)
-        self.D, self.S, self.L = 0, job.store.shards, 0
-        self.N = self.K = 0
-        self.U = 0.0
-        self.b = 4
-        self.first_layer = 1
-        if job.memory is not None:
-            self.L = len(job.memory.layers)
-            self.N = self.T * job.memory.heads * job.memory.k
-            table = job.tables()[0]
-            self.K, self.D = table.rows, table.dim
-            if job.memory.reads_each_row:
-                self.T = self.N  # every entry is a lookup's token of its own
-            self.U = expected_distinct(self.K, self.N)
-            self.first_layer = min(job.memory.layers)
-
-
 def check_network(job: JobSpec, network: Network) -> None:
     """Raises UsageError if no message of the job could go over a network."""
     if network.bytes_per_second is not None and job.store.carrier == "in_process":
@@ -156,20 +134,15 @@ def check_network(job: JobSpec, network: Network) -> None:
         )
 
 
-def make_plan(job: JobSpec, calibration: Calibration, network: Network) -> Plan:
-    """Predict one step of `job`, its shards and trainers as many as it says. Raises UsageError for tables on a device."""
-    if job.memory is not None and job.memory.placement != "host":
-        raise UsageError(
-            f"A plan is of tables in host memory, not of memory.placement {job.memory.placement}; "
-            "set memory.placement=host to plan the job as it would be with them there."
-        )
-    return _Planner(job, calibration, network).plan()
+def make_plan(job: JobSpec, calibration: Calibration, network: Network, gpu: Gpu | None = None) -> Plan:
+    """Predict one step of `job`, its shards and trainers as many as it says, with or without a GPU for each trainer."""
+    return _Planner(job, calibration, network, gpu).plan()
 
 
 class _Planner:
-    def __init__(self, job: JobSpec, calibration: Calibration, network: Network) -> None:
-        self._job, self._costs, self._network = job, calibration, network
-        self._sizes = _Sizes(job)
+    def __init__(self, job: JobSpec, calibration: Calibration, network: Network, gpu: Gpu | None) -> None:
+        self._job, self._costs, self._network, self._gpu = job, calibration, network, gpu
+        self._sizes = Sizes(job)
         self._lookup: Lookup = self._kind_of_lookup()
         self._lookups = self._sizes.A * self._sizes.L  # of a trainer in a step
 
@@ -183,14 +156,21 @@ class _Planner:
             distinct_rows=sizes.U,
             shard_bytes=shard_bytes(tables, sizes.S) if tables else 0,
             pending_bytes=self._pending_bytes(),
+            device=(
+                device_memory(self._job, sizes, self._costs.dense)
+                if self._gpu is not None or sizes.placement != "host"
+                else None
+            ),
             batch_tokens=self._job.train.batch_tokens,
-            parts=(*self._dense(), *self._memory(), self._all_reduce(), self._optimizer()),
+            parts=(*self._dense(), *self._memory(), *self._pcie(), self._all_reduce(), self._optimizer()),
         )
 
     def _kind_of_lookup(self) -> Lookup:
         sizes, store = self._sizes, self._job.store
         if self._job.memory is None:
             return "none"
+        if sizes.placement != "host":
+            return "cached" if sizes.placement == "cached" else "on the device"
         if store.carrier == "auto" and store.lookup == "auto" and self._network.bytes_per_second is None:
             return "in place"
         chosen = chosen_lookup(sizes.T, sizes.S, sizes.N, sizes.U)
@@ -199,9 +179,11 @@ class _Planner:
     def _pending_bytes(self) -> float:
         """Contributions that a shard keeps until the step: entries and vectors of all micro-batches of all trainers."""
         s = self._sizes
+        if self._lookup == "on the device":
+            return 0.0
         entries = s.N / s.S * (4 + 4 + s.b) + s.T * s.D * s.b
         rows = s.U / s.S * (4 + 4 + s.b + s.D * s.b)
-        return s.W * s.A * s.L * (rows if self._lookup == "fetch" else entries)
+        return s.W * s.A * s.L * (rows if self._lookup in ("fetch", "cached") else entries)
 
     # ---- the trainer's own work ------------------------------------------------------------------------------
 
@@ -218,8 +200,9 @@ class _Planner:
         return Part("dense optimizer", 0, seconds, seconds)
 
     def _dense_seconds(self, seconds: float) -> float:
-        """Seconds of dense work, measured with all cores: trainers of one host share them."""
-        return seconds if self._network.hosts_apart else seconds * self._sizes.W
+        """Seconds of dense work, measured with all cores: trainers of one host share them. A GPU nobody shares."""
+        apart = self._network.hosts_apart or self._gpu is not None
+        return seconds if apart else seconds * self._sizes.W
 
     def _all_reduce(self) -> Part:
         s, parameters = self._sizes, self._costs.dense.parameters
@@ -245,7 +228,13 @@ class _Planner:
         client, shard = self._costs.client, self._costs.shard
         if self._lookup == "none" or client is None or shard is None:
             return ()
-        kinds = {"in place": self._in_place, "pool": self._pool, "fetch": self._fetch}
+        kinds = {
+            "in place": self._in_place,
+            "pool": self._pool,
+            "fetch": self._fetch,
+            "cached": self._cached,
+            "on the device": self._on_the_device,
+        }
         return kinds[self._lookup](client, shard)
 
     def _in_place(self, client: ClientCosts, shard: ShardCosts) -> tuple[Part, ...]:
@@ -279,6 +268,75 @@ class _Planner:
             self._sent_behind("backward: wire", 4 * s.U + row_bytes),
             self._row_update(s.U, shard.take_row, shard.update_row),
         )
+
+    def _cached(self, client: ClientCosts, shard: ShardCosts) -> tuple[Part, ...]:
+        s, device = self._sizes, self._costs.device
+        assert device is not None
+        row_bytes, missing = s.b * s.D, (1 - s.f) * s.U
+        found = self._at_trainers(s.N, client.choose, client.group) + self._at_shards(
+            missing, shard.fetch_row
+        )
+        return (
+            self._part("lookup: kernel", found + self._dense_seconds(s.N * device.pool_s)),
+            self._called("lookup: wire", 4 * missing, row_bytes * missing),
+            self._part(
+                "backward: kernel",
+                self._at_trainers(s.N, client.sum_fetched) + self._dense_seconds(s.N * device.weigh_s),
+            ),
+            self._sent_behind("backward: wire", (4 + row_bytes) * s.U),
+            self._copies(shard),
+            self._row_update(s.U, shard.take_row, shard.update_row),
+        )
+
+    def _copies(self, shard: ShardCosts) -> Part:
+        """Copies asked for again, on their way while the layers below the first memory are computed."""
+        s, rows = self._sizes, self._stale_copies()
+        seconds = self._at_shards(rows, shard.fetch_row)
+        core_seconds, size = shard.fetch_row.core_seconds(s.W * rows), 0.0
+        if self._job.store.carrier != "in_process":
+            size, received = (4 + s.b * s.D) * rows, self._costs.wire.received
+            seconds += self._messages() + self._transfer(size, received)
+            core_seconds += received.core_seconds(s.W * size)
+        slack = self._slack(1 - BACKWARD_SHARE)
+        return Part("copies: wire", size, seconds, self._sticking_out(seconds, core_seconds, slack))
+
+    def _stale_copies(self) -> float:
+        """Copies that a trainer asks for after a step, of all tables."""
+        s, tables = self._sizes, len(self._job.tables())
+        touched = expected_distinct(s.K, self._lookups / tables * s.N)
+        return tables * s.f * (s.K if s.W > 1 else touched)
+
+    def _on_the_device(self, client: ClientCosts, shard: ShardCosts) -> tuple[Part, ...]:
+        device = self._costs.device
+        assert device is not None
+        return (
+            self._part("lookup: kernel", self._sizes.N * device.pool_s),
+            self._part("backward: kernel", self._sizes.N * device.weigh_s),
+            self._part("row update", self._sizes.N * device.update_s),
+        )
+
+    # ---- PCIe ------------------------------------------------------------------------------------------------
+
+    def _pcie(self) -> tuple[Part, ...]:
+        if self._gpu is None:
+            return ()
+        s, rate, count = self._sizes, self._gpu.pcie_bytes_per_second, self._lookups
+        batch = 16 * self._job.train.batch_tokens / s.W
+        parts = [Part("batch: PCIe", batch, batch / rate, batch / rate)]
+        crossed = crossing(s)
+        forward = count * (crossed.asked + crossed.answered)
+        if forward:
+            parts.append(Part("lookup: PCIe", forward, forward / rate, forward / rate))
+            backward = count * (crossed.gradient + crossed.weight_gradient)
+            waits = 0.0
+            if s.placement == "cached":
+                waits = s.A * self._slack(BACKWARD_SHARE)
+            parts.append(Part("backward: PCIe", backward, backward / rate, max(0.0, backward / rate - waits)))
+        if s.placement == "cached":
+            again = (4 * s.D + 8) * self._stale_copies()
+            waits = self._slack(1 - BACKWARD_SHARE)
+            parts.append(Part("copies: PCIe", again, again / rate, max(0.0, again / rate - waits)))
+        return tuple(parts)
 
     def _entry_bytes(self) -> float:
         """Offsets, addresses and weights of a lookup's entries, over all shards."""

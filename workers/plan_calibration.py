@@ -23,6 +23,7 @@ from workers.job_spec import JobSpec
 from workers.memory_layer import MemoryLayer
 from workers.plan_clock import CORES, Stopwatch, repeat
 from workers.plan_costs import Calibration, ClientCosts, Cost, DenseCosts
+from workers.plan_sample_device import device_costs, device_of, kept_bytes, settle
 from workers.plan_sample_shard import ENTRIES_MAX, SAMPLE_BYTES_MAX, shard_costs
 from workers.plan_wire import wire_costs
 from workers.transformer import Transformer
@@ -42,6 +43,7 @@ def calibrate(job: JobSpec, vocabulary_size: int) -> Calibration:
         client=client_costs(job) if job.memory is not None else None,
         shard=shard_costs(job) if job.memory is not None else None,
         wire=wire_costs(),
+        device=device_costs(job) if job.memory is not None and job.memory.placement != "host" else None,
     )
 
 
@@ -51,8 +53,7 @@ def calibrate(job: JobSpec, vocabulary_size: int) -> Calibration:
 def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
     """The model without its lookups: layers with their memories left out, selections, optimizer."""
     train, length = job.train, job.data.sequence_length
-    cuda = train.device == "cuda" or (train.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    device = device_of(job)
     # A client of no shards: tables of any size for the layers to name, and no memory taken.
     client = StoreClient([], job.tables(), Placement.even(1))
     tables = {name: client.table(name) for name in client.specs}
@@ -69,9 +70,11 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
         with _precision(job, device):
             loss = model.loss(text[:sequences, :-1], text[:sequences, 1:])
         loss.backward()  # type: ignore[no-untyped-call]
-        _settle(device)
+        settle(device)
 
     one = partial(forward_backward, 1)
+    with kept_bytes(model.parameters()) as kept_of_a_sequence:
+        one()
     repeat(partial(clock.time, "one sequence", one), 0)
     sequences = int(_DENSE_BUDGET_S / _DENSE_REPEATS / clock.seconds("one sequence"))
     sequences = max(1, min(sequences, most))
@@ -85,9 +88,10 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
     def step() -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        _settle(device)
+        settle(device)
 
     repeat(lambda: clock.time("optimizer", step), _BUDGET_S)
+    activation_bytes = kept_of_a_sequence() * micro_batch / length
     selection_s = 0.0
     if job.memory is not None:
         scored = job.memory.sub_keys ** (2 if job.memory.keys == "flat" else 1)
@@ -99,8 +103,11 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
             _, scores = layer.select(layer.query_network(x))
             weights = scores.softmax(-1)
             weights.backward(weights.detach())  # type: ignore[no-untyped-call]
-            _settle(device)
+            settle(device)
 
+        with kept_bytes(layer.parameters()) as kept_of_a_selection:
+            select()
+        activation_bytes += len(memories) * kept_of_a_selection() * micro_batch / tokens
         repeat(lambda: clock.time("selection", select), 2 * _BUDGET_S)
         selection_s = clock.seconds("selection") * micro_batch / tokens
     return DenseCosts(
@@ -108,6 +115,7 @@ def dense_costs(job: JobSpec, vocabulary_size: int) -> DenseCosts:
         selection_s=selection_s,
         optimizer_s=clock.seconds("optimizer"),
         parameters=sum(parameter.numel() for parameter in parameters),
+        activation_bytes=activation_bytes,
     )
 
 
@@ -115,12 +123,6 @@ def _precision(job: JobSpec, device: torch.device) -> AbstractContextManager[obj
     if job.train.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-def _settle(device: torch.device) -> None:
-    """Wait for the accelerator."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---- the client's side of a lookup -------------------------------------------------------------------------

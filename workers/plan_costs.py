@@ -56,12 +56,14 @@ class DenseCosts:
 
     forward_backward_s: a micro-batch through all layers but their memories. selection_s: query network, selection and
     softmax of one memory layer for a micro-batch, forward and backward. optimizer_s: clipping and AdamW.
+    activation_bytes: what autograd keeps of a micro-batch until its backward pass.
     """
 
     forward_backward_s: float
     selection_s: float
     optimizer_s: float
     parameters: int
+    activation_bytes: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ class ClientCosts:
     pool_fetched: Cost
     sum_fetched: Cost
     weigh_fetched: Cost
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """Seconds for an entry on a trainer's own device: rows pooled, the weights' gradient, rows updated."""
+
+    pool_s: float
+    weigh_s: float
+    update_s: float
 
 
 @dataclass(frozen=True)
@@ -110,10 +121,13 @@ class WireCosts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All of it, for one job's shapes. `client`, `shard`, `wire` are None for a job without memory."""
+    """All of it, for one job's shapes. `client` and `shard` are None for a job without memory, `device` for one whose tables
+    are in shards alone.
+    """
 
     cores: int
     dense: DenseCosts
     client: ClientCosts | None
     shard: ShardCosts | None
     wire: WireCosts
+    device: DeviceCosts | None = None

@@ -74,7 +74,8 @@ class ExpandedValues(nn.Module):
 
         def finish() -> Tensor:
             rows = weighted_rows()
-            sums = blocks.to(rows.dtype).mT @ rows  # [T, E, D]
+            with torch.autocast(rows.device.type, enabled=False):
+                sums = blocks.to(rows.dtype).mT @ rows  # [T, E, D]
             return torch.einsum("ted,ecd->tc", sums, self.matrices)
 
         return finish
@@ -98,8 +99,9 @@ class Experts(nn.Module):
 
         def finish() -> Tensor:
             inward, outward = asked().chunk(2, dim=-1)  # [T, M, D / 2] each
-            neurons = F.gelu(torch.einsum("tmd,td->tm", inward, tokens.to(inward.dtype)))
-            return torch.einsum("tm,tmd->td", weights * neurons, outward)
+            with torch.autocast(inward.device.type, enabled=False):
+                neurons = F.gelu(torch.einsum("tmd,td->tm", inward, tokens.to(inward.dtype)))
+                return torch.einsum("tm,tmd->td", weights * neurons, outward)
 
         return finish
 

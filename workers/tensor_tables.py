@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.calls import Waiting
 from memory_store.lookups import Lookup
 from memory_store.table_handle import TableHandle
+from workers.gpu.transfers import transfers
 
 
 class TensorLookup(Protocol):
@@ -37,13 +36,10 @@ class HostLookup:
 
     def __init__(self, found: Lookup, like: Tensor) -> None:
         self._found = found
-        self.output = torch.from_numpy(found.output).to(like)
+        self.output = transfers(like.device).to_device(found.output).to(like)
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
-        gradient = self._found.begin_backward(host_array(output_gradient))
-        return lambda: torch.from_numpy(gradient()).to(output_gradient)
-
-
-def host_array(tensor: Tensor) -> NDArray[Any]:
-    """The numbers of a tensor, in host memory and in C order."""
-    return tensor.detach().cpu().contiguous().numpy()
+        copies = transfers(output_gradient.device)
+        (on_host,) = copies.to_host(output_gradient)()
+        gradient = self._found.begin_backward(on_host)
+        return lambda: copies.to_device(gradient()).to(output_gradient)

@@ -8,6 +8,7 @@ others meet, on the address of its host alone.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -58,8 +59,11 @@ class TrainerActor:
         import torch.distributed as dist
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        gpus = bool(ray.get_gpu_ids())
-        device = torch.device("cuda" if gpus else "cpu")
+        from workers.trainer_device import own_device
+
+        device = own_device(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if meeting is not None:
             store = (
                 self._meeting
@@ -67,7 +71,7 @@ class TrainerActor:
                 else TCPStore(*meeting, world, is_master=False, timeout=_MEET_TIMEOUT)
             )
             dist.init_process_group(
-                "nccl" if gpus else "gloo",
+                "nccl" if device.type == "cuda" else "gloo",
                 store=store,
                 rank=rank,
                 world_size=world,

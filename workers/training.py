@@ -28,6 +28,7 @@ from workers.corpus import open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
+from workers.gpu.transfers import transfers
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
@@ -175,25 +176,25 @@ class Trainer:
         buffers = self._buffers()
         self.optimizer.zero_grad(set_to_none=True)
 
-        loss_sum = 0.0
+        losses: list[Tensor] = []
         for micro in range(train.gradient_accumulation):
             self.at(self.step, BEGUN + 2 * micro, f"the forward pass of step {self.step}")
             with self.counted.stall("data")(), self.traces.part("data"):
                 inputs, targets = self._batch(micro)
             last = micro == train.gradient_accumulation - 1
-            with self._gradients_stay_local() if not last else nullcontext(), self._precision():
-                with self.traces.part("forward"):
+            with self._gradients_stay_local() if not last else nullcontext():
+                with self.traces.part("forward"), self._precision():
                     loss = self.parallel(inputs, targets) / train.gradient_accumulation
                 self.at(self.step, BEGUN + 2 * micro + 1, f"the backward pass of step {self.step}")
                 with self.traces.part("backward"):
                     loss.backward()
-            loss_sum += loss.item()
+            losses.append(loss.detach())
 
         rate = train.lr * dense_factor(train, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
-        skipped = self._is_to_be_skipped(float(norm))
+        skipped = self._is_to_be_skipped(norm)
         if skipped:
             with self.traces.part("commit"):
                 self._put_back(buffers)
@@ -209,7 +210,7 @@ class Trainer:
         self.step += 1
         self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")
         wanted = float(ranks.leads and self._sees_stop())
-        loss_total, wanted = ranks.sum(loss_sum, wanted)
+        loss_total, wanted = ranks.sum(sum(loss.item() for loss in losses), wanted)
         self._stop_wanted = bool(wanted)
         seconds = time.perf_counter() - begun
         return StepRecord(
@@ -250,7 +251,7 @@ class Trainer:
             train.gradient_accumulation,
             train.batch_tokens // self.job.data.sequence_length,
         )
-        return torch.from_numpy(inputs).to(ranks.device), torch.from_numpy(targets).to(ranks.device)
+        return transfers(ranks.device).to_device(inputs), transfers(ranks.device).to_device(targets)
 
     def _step_tables(self) -> tuple[float | None, float | None]:
         """Apply the row optimizer on every shard; the values' learning rate and, if clipped, gradient norm."""
@@ -262,19 +263,18 @@ class Trainer:
         result = self.store.step(dict.fromkeys(self.store.specs, rate), clip)
         return rate, max(result.gradient_norms.values(), default=None)
 
-    def _is_to_be_skipped(self, norm: float) -> bool:
+    def _is_to_be_skipped(self, norm: Tensor) -> bool:
         """Whether a gradient of this step, at any trainer, is not finite, and the job wants to go on.
 
         Raises NonFiniteGradientError if the job ends with such a gradient, or if one step after the other has one.
         """
-        error: StoreError | None = None
-        if not math.isfinite(norm):
+        # The shards first: a device may still be busy with the norm, the first thing of a step that is waited for.
+        error: StoreError | None = self.store.refusal() if self.store is not None else None
+        if error is None and not math.isfinite(norm):
             error = NonFiniteGradientError(
-                f"The norm of the dense gradient of step {self.step} is {norm}; nothing was changed. "
+                f"The norm of the dense gradient of step {self.step} is {float(norm)}; nothing was changed. "
                 "Lower the learning rate, or go on over such steps with train.non_finite: skip."
             )
-        if self.store is not None:
-            error = self.store.refusal() or error
         if self.job.train.non_finite == "fail":
             if error is not None:
                 raise error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from memory_store.calls import Waiting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +62,8 @@ class TrainingMap:
         self._side = min(sub_keys, SIDE_MAX)
         self._since, self._half_since = step, step
         self._half, self._before = self._empty(), self._empty()
+        # Of the step under way.
+        self._selected: list[Waiting[Sequence[NDArray[np.int64]]]] = []
         self._written = now()
         self._failed = False
         for layer in layers:
@@ -67,8 +71,13 @@ class TrainingMap:
 
     def count(self, rows: Tensor) -> None:
         """Count the rows that a layer has selected, int64 `[T, heads, k]`."""
+        from workers.gpu.transfers import transfers
+
         stride = max(1, -(-rows.shape[0] // TOKENS_MAX))
-        chosen = rows.detach()[::stride].cpu().numpy().ravel()
+        self._selected.append(transfers(rows.device).to_host(rows[::stride]))
+
+    def _add(self, rows: NDArray[np.int64]) -> None:
+        chosen = rows.ravel()
         if self._side != self._sub_keys:
             first, second = np.divmod(chosen, self._sub_keys)
             first, second = first * self._side // self._sub_keys, second * self._side // self._sub_keys
@@ -77,6 +86,9 @@ class TrainingMap:
 
     def end_of_step(self, step: int, *, last: bool = False) -> None:
         """`step` steps are finished: write the map if it is time, and forget what is older than the window."""
+        for on_host in self._selected:
+            self._add(*on_host())
+        self._selected = []
         if last or self._now() >= self._written + _EVERY_S:
             self._write(step)
         if step >= self._half_since + WINDOW_STEPS // 2:

@@ -13,6 +13,7 @@ from service.cli.output import JsonOption, data_only, messages, print_json
 if TYPE_CHECKING:
     from workers.job_spec import JobSpec
     from workers.plan import Network, Plan
+    from workers.plan_device import Gpu
 
 GIB = 1 << 30
 UNPREPARED_VOCABULARY = 32_000
@@ -35,6 +36,23 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            min=0.001,
+            help="Memory of each trainer's GPU; that of this machine's unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    pcie: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Rate between host and GPU in each direction; 25GB/s unless given (PCIe 4.0, 16 lanes).",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     json: JsonOption = False,
 ) -> None:
@@ -47,6 +65,7 @@ def plan(
     from service.job_file import load_job
     from service.link_rates import parse_rate
     from workers.plan import Network, check_network, make_plan
+    from workers.plan_device import check_tables_fit, shortage
 
     given = [*(overrides or ())]
     given += [f"store.shards={shards}"] * (shards is not None)
@@ -54,19 +73,25 @@ def plan(
     job = load_job(job_file, given).job
     link = Network() if network is None else Network(parse_rate(network), hosts_apart=True)
     check_network(job, link)
+    gpu = _gpu(job, gpu_memory, pcie)
+    check_tables_fit(job, gpu)
     from workers.plan_calibration import calibrate
 
     vocabulary_size, assumptions = _vocabulary(job)
+    if gpu is not None:
+        assumptions += _of_gpus(gpu, pcie)
     with data_only(), messages().status("Timing this machine ..."):
         calibration = calibrate(job, vocabulary_size)
-    found = make_plan(job, calibration, link)
+    found = make_plan(job, calibration, link, gpu)
     assumptions.append(
         "rows are accessed uniformly, which no text does: bytes and times of rows are upper bounds"
     )
     if json:
-        print_json(_figures(found, link, assumptions) | {"calibration": calibration})
+        print_json(_figures(found, link, assumptions) | {"gpu": gpu, "calibration": calibration})
     else:
         _print_plan(found, link, assumptions)
+    if gpu is not None and found.device is not None and (warning := shortage(found.device, gpu)):
+        messages().print(f"Warning: {warning}.")
 
 
 def _vocabulary(job: JobSpec) -> tuple[int, list[str]]:
@@ -81,6 +106,45 @@ def _vocabulary(job: JobSpec) -> tuple[int, list[str]]:
         return size, [f"the corpus {job.data.corpus} can't be read here; its vocabulary has {size:,} tokens"]
 
 
+def _gpu(job: JobSpec, memory_gib: float | None, pcie: str | None) -> Gpu | None:
+    """The GPU of each trainer; None for a job on CPUs."""
+    import torch
+
+    from memory_store.errors import UsageError
+    from service.link_rates import parse_rate
+    from workers.plan_device import PCIE_BYTES_PER_SECOND, Gpu
+
+    given = memory_gib is not None or pcie is not None
+    if job.train.device == "cpu":
+        if given:
+            raise UsageError(
+                "Trainers on train.device cpu use no GPU; leave --gpu-memory and --pcie out, or set train.device=cuda."
+            )
+        return None
+    here = torch.cuda.is_available()
+    if not (here or given or job.train.device == "cuda"):
+        return None
+    memory_bytes = memory_gib * GIB if memory_gib is not None else None
+    if memory_bytes is None and here:
+        memory_bytes = torch.cuda.mem_get_info()[1]
+    return Gpu(memory_bytes, parse_rate(pcie) if pcie is not None else PCIE_BYTES_PER_SECOND)
+
+
+def _of_gpus(gpu: Gpu, pcie: str | None) -> list[str]:
+    import torch
+
+    lines = []
+    if pcie is None:
+        lines.append(f"PCIe moves {gpu.pcie_bytes_per_second / 1e9:g} GB/s in each direction")
+    if gpu.memory_bytes is None:
+        lines.append("the GPUs have memory enough: --gpu-memory says how much they have")
+    if not torch.cuda.is_available():
+        lines.append(
+            "GPUs compute as fast as this machine's CPU, which was timed in their place: they are faster"
+        )
+    return lines
+
+
 def _figures(plan: Plan, network: Network, assumptions: list[str]) -> dict[str, Any]:
     return {
         "trainers": plan.trainers,
@@ -91,6 +155,7 @@ def _figures(plan: Plan, network: Network, assumptions: list[str]) -> dict[str, 
         "distinct_rows_per_lookup": plan.distinct_rows,
         "shard_memory_gib": plan.shard_bytes / GIB,
         "shard_pending_gib": plan.pending_bytes / GIB,
+        "device_memory_bytes": plan.device,
         "parts": [
             {
                 "name": part.name,
@@ -142,6 +207,12 @@ def _print_plan(plan: Plan, network: Network, assumptions: list[str]) -> None:
         console.print(
             f"memory per shard   {plan.shard_bytes / GIB:,.3g} GiB, and {plan.pending_bytes / GIB:,.2g} GiB of gradients "
             "until a step is applied"
+        )
+    if plan.device is not None:
+        device = plan.device
+        console.print(
+            f"memory per device  {device.total / GIB:,.3g} GiB: tables {device.tables / GIB:,.3g}, dense part "
+            f"{device.dense / GIB:,.3g}, activations {device.activations / GIB:,.3g}, lookups {device.lookups / GIB:,.3g}"
         )
     for line in assumptions:
         console.print(f"Assumed: {line}.")

@@ -64,6 +64,19 @@ def test_a_rate_is_shown_in_bits():
         (["--shards", "5000"], "store.shards"),
         (["--trainers", "3"], "2048 is no multiple"),
         (["--set", "memory.sub_keys=31623"], "use more shards"),
+        (["--pcie", "fast"], "'fast' is no rate"),
+        (["--pcie", "25GB/s", "--set", "train.device=cpu"], "train.device cpu use no GPU"),
+        (
+            [
+                "--gpu-memory",
+                "0.005",
+                "--set",
+                "memory.placement=cached",
+                "--set",
+                "memory.cached_rows=60000",
+            ],
+            "puts 0.00781 GiB on a GPU of 0.005 GiB; use placement host, or cached with fewer cached_rows",
+        ),
     ],
 )
 def test_impossible_values_exit_with_2_before_anything_is_timed(
@@ -97,9 +110,14 @@ def test_the_quickstart_is_planned():
 
 def test_a_plan_for_people_names_the_limit():
     smaller = ["model.dim=32", "model.layers=2", "train.batch_tokens=256", "memory.sub_keys=32"]
+    smaller += ["memory.placement=cached", "memory.cached_rows=100"]
     settings = [argument for setting in smaller for argument in ("--set", setting)]
-    result = pkm("plan", QUICKSTART, "--shards", "4", "--network", "100Mbit", *settings)
+    gpus = ["--gpu-memory", "0.001", "--pcie", "16GB/s"]
+    result = pkm("plan", QUICKSTART, "--shards", "4", "--network", "100Mbit", *gpus, *settings)
     assert result.exit_code == 0, result.stderr
     assert "1 trainers, 4 shards, each on a host of its own, links of 100 Mbit" in result.stdout
     assert result.stdout.count("limits") == 1
     assert "memory per shard" in result.stdout
+    assert "memory per device" in result.stdout
+    assert "copies: PCIe" in result.stdout
+    assert "of a GPU of 0.001 GiB: tables 1.19e-05, dense part" in result.stderr.replace("\n", " ")

@@ -22,18 +22,18 @@ from workers.plan import (
     Plan,
     check_network,
     chosen_lookup,
-    expected_distinct,
     make_plan,
     shard_bytes,
 )
 from workers.plan_costs import Calibration, ClientCosts, Cost, DenseCosts, ShardCosts, WireCosts
+from workers.plan_sizes import expected_distinct
 
 CORES = 4
 SERIAL, PARALLEL = Cost.on_one_core(1e-6), Cost.on_all_cores(1e-6, CORES)
 NOTHING = Cost(0.0, 0.0)
 CALIBRATION = Calibration(
     cores=CORES,
-    dense=DenseCosts(forward_backward_s=0.6, selection_s=0.1, optimizer_s=0.05, parameters=1_000_000),
+    dense=DenseCosts(forward_backward_s=0.6, selection_s=0.1, optimizer_s=0.05, parameters=1_000_000, activation_bytes=7e6),
     client=ClientCosts(
         choose=SERIAL, split=SERIAL, read=PARALLEL, weigh=PARALLEL, group=SERIAL,
         pool_fetched=PARALLEL, sum_fetched=PARALLEL, weigh_fetched=PARALLEL,
@@ -181,8 +181,3 @@ def test_a_dense_job_and_shards_in_process():
     assert sum(part.bytes for part in make_plan(here, CALIBRATION, Network()).parts) == 0
     with pytest.raises(UsageError, match=r"store\.carrier=auto"):
         check_network(here, Network(1e9, hosts_apart=True))
-
-
-def test_tables_on_a_device_are_not_planned():
-    with pytest.raises(UsageError, match=r"not of memory\.placement cached; set memory\.placement=host"):
-        make_plan(job(memory__placement="cached"), CALIBRATION, Network())

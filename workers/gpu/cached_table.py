@@ -8,9 +8,15 @@ touched: then all copies are asked for again after every step.
 
 All lookups by which this process trains the table must go through it. Lookups that count accesses go to the shards,
 which count them.
+
+On a GPU the backward pass waits for nothing: the gradient of the sums is on its way to the host while autograd goes on.
+Of it the rows' gradients are made, and sent to the shards, when the next lookup asks for rows, or before the step's commit.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,7 +34,8 @@ from memory_store.placement import addresses_of
 from memory_store.table_spec import TableSpec
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_cache import NO_SLOT, RowCache
-from workers.tensor_tables import HostLookup, TensorLookup, TensorTable, host_array
+from workers.gpu.transfers import transfers
+from workers.tensor_tables import HostLookup, TensorLookup, TensorTable
 
 CHOOSE_EVERY = 20  # steps
 _NO_VALUES = np.empty((0, 0), dtype=np.float32)
@@ -53,12 +60,18 @@ class CachedTable(TensorTable):
         self._arriving: tuple[NDArray[np.uint32], Waiting[FloatArray]] | None = None
         self._touched: list[NDArray[np.uint32]] = []
         self._steps = 0
+        self._copier = transfers(device)
+        # Lookups whose gradients are on their way to the host, in the order of their backward passes.
+        self._leaving: deque[tuple[FetchedLookup, Waiting[Sequence[FloatArray]]]] = deque()
         store.on_change.append(self._changed)
+        store.before_commit.append(self._contribute)
 
     def begin_tensor_lookup(
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[TensorLookup]:
-        rows_here, weights_here = host_array(rows), host_array(weights)
+        on_host = self._copier.to_host(rows, weights)
+        self._contribute()  # what was given to the device before, and so is here before
+        rows_here, weights_here = on_host()
         if track:
             if keep:
                 self.will_change(addresses_of(rows_here, self.rows).reshape(-1))
@@ -80,7 +93,7 @@ class CachedTable(TensorTable):
         )
         missing = groups.addresses[slots == NO_SLOT]
         fetched = self._store.begin_fetch(self.spec, missing) if missing.size else None
-        inverse = torch.from_numpy(groups.group_of_entry()).to(self._device).long().view(rows.shape)
+        inverse = self._copier.to_device(groups.group_of_entry()).long().view(rows.shape)
 
         def finish() -> TensorLookup:
             self._arrive()
@@ -93,17 +106,28 @@ class CachedTable(TensorTable):
         """The step under way touches these rows."""
         self._touched.append(addresses)
 
+    def contribute(self, lookup: FetchedLookup, gradient: Tensor) -> None:
+        """Give the rows of `lookup` their part of the gradient of its sums: at once, or when that is on the host."""
+        self._leaving.append((lookup, self._copier.to_host(gradient)))
+        if not self._copier.beside:
+            self._contribute()
+
+    def _contribute(self) -> None:
+        while self._leaving:
+            lookup, on_host = self._leaving.popleft()
+            lookup.begin_backward(*on_host())
+
     def _gathered(self, slots: NDArray[np.int32], fetched: FloatArray | None) -> Tensor:
         """The different rows of a lookup, `[U, D]` on the device: copies, and what was fetched."""
         values = self._copies.new_empty(slots.size, self.dim)
         found = slots != NO_SLOT
         values[self._numbers(np.flatnonzero(found))] = self._copies[self._numbers(slots[found])]
         if fetched is not None:
-            values[self._numbers(np.flatnonzero(~found))] = torch.from_numpy(fetched).to(self._device)
+            values[self._numbers(np.flatnonzero(~found))] = self._copier.to_device(fetched)
         return values
 
     def _numbers(self, numbers: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers.astype(np.int64)).to(self._device)
+        return self._copier.to_device(numbers.astype(np.int64))
 
     def _changed(self, replaced: bool) -> None:
         """The tables are at another version; see `StoreClient.on_change`."""
@@ -112,6 +136,8 @@ class CachedTable(TensorTable):
             self.cache.touched(self._arriving[0])
             self._arriving = None
         touched, self._touched = self._touched, []
+        if replaced:
+            self._leaving.clear()
         if replaced or self._store.writers > 1:
             self.cache.all_touched()
         for addresses in touched:
@@ -135,7 +161,7 @@ class CachedTable(TensorTable):
         if self._arriving is not None:
             addresses, rows = self._arriving
             slots = self._numbers(self.cache.slots(addresses))
-            self._copies[slots] = torch.from_numpy(rows()).to(self._device)
+            self._copies[slots] = self._copier.to_device(rows())
             self._arriving = None  # not before: if they don't come, no lookup that counts on them may go on
 
 
@@ -157,6 +183,6 @@ class _CachedLookup:
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
         gradient = output_gradient.detach().float()
-        self._lookup.begin_backward(host_array(gradient))
+        self._table.contribute(self._lookup, gradient)
         self._table.will_change(self._addresses)
         return lambda: weight_gradient(self._values, self._inverse, gradient)

@@ -145,7 +145,7 @@ class DeviceStore(StoreClient):
                 rows,
                 step=self.version + 1,
                 learning_rate=learning_rates[name],
-                scale=torch.tensor(scales[name], device=self.device),
+                scale=torch.full((), scales[name], device=self.device),
                 seed=self.specs[name].seed,
             )
         self._forget()

@@ -5,7 +5,7 @@ block; backward, one makes the M products of a bag's rows with its output gradie
 by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
 bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
 
-On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
+Sums are float32 under autocast too. On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
 
 Rows are float32, or bfloat16 (sums are float32). Row numbers are not checked: who calls must have chosen existing ones.
 
@@ -62,7 +62,8 @@ def pool(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 def pool_reference(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """`pool` in torch operations; float64 for float64 values."""
     dtype = torch.promote_types(values.dtype, torch.float32)
-    return torch.einsum("tm,tmd->td", weights.to(dtype), values[rows].to(dtype))
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.einsum("tm,tmd->td", weights.to(dtype), values[rows].to(dtype))
 
 
 def weight_gradient(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ def weight_gradient(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Te
 def weight_gradient_reference(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Tensor:
     """`weight_gradient` in torch operations."""
     dtype = torch.promote_types(values.dtype, torch.float32)
-    return torch.einsum("tmd,td->tm", values[rows].to(dtype), output_gradient.to(dtype))
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.einsum("tmd,td->tm", values[rows].to(dtype), output_gradient.to(dtype))
 
 
 def _pooled_on_cpu(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class RowCache:
         self._counted.append(addresses[self._counts[addresses] == 0])
         self._counts[addresses] += np.uint32(1)
         slots = self._slot_of[addresses]
-        # NO_SLOT names the last slot here, so both must hold.
-        found = np.where((slots != NO_SLOT) & self._fresh[slots], slots, np.int32(NO_SLOT))
+        # NO_SLOT looks at the last slot, and stays NO_SLOT whatever it finds there.
+        found = np.where(self._fresh[slots], slots, np.int32(NO_SLOT))
         self.found += int(np.count_nonzero(found != NO_SLOT))
         self.looked_up += addresses.size
         return found

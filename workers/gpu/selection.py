@@ -19,6 +19,7 @@ matters. Letters: T tokens, H heads, n sub-keys, k selected, C = query_dim / 2.
 # pyright: reportInvalidTypeForm=false
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def _sorted(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[..., :k], indices[..., :k]
 
 
+@lru_cache
 def candidates(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Places (i, j) in the sorted halves of the pairs that can win, by i, then j: two int64 `[pairs]`."""
     first = [i for i in range(k) for _ in range(k // (i + 1))]

@@ -1,0 +1,180 @@
+"""Copies beside the work: in order, in memory that nobody uses again too early, and without a wait that nobody needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memory_store import StoreClient, in_process_store
+from memory_store.lookups import joined_rows
+from memory_store.reused_memory import SMALL_BYTES, ReusedMemory
+from tests.workers.gpu.held_streams import HeldStreams
+from tests.workers.gpu.histories import CPU, History, ordinary, small_table
+from workers.gpu.cached_table import CachedTable
+from workers.gpu.transfers import Transfers, transfers
+from workers.lookup import begin_lookup
+
+
+def place(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    copies, tensor, array = transfers(CPU), torch.rand(3, 4), np.ones(5)
+    (found,) = copies.to_host(tensor)()
+    assert place(found) == tensor.data_ptr()
+    assert copies.to_device(array).data_ptr() == place(array)
+    turned = tensor.mT.requires_grad_()
+    (found,) = copies.to_host(turned)()
+    assert found.flags.c_contiguous
+    assert found.tolist() == turned.tolist()
+
+
+def test_numbers_are_those_of_the_time_when_they_were_asked_for_and_waited_for() -> None:
+    streams = HeldStreams()
+    copies = Transfers(streams)
+    tensors = [torch.arange(7), torch.rand(3, 4).mT, torch.rand(2, 1).expand(2, 5), torch.empty(0, 3)]
+    waiting = copies.to_host(*tensors)
+    later = copies.to_host(torch.ones(1))
+    assert streams.waits == 0
+    for found, tensor in zip(waiting(), tensors, strict=True):
+        assert found.flags.c_contiguous
+        assert str(found.dtype) == str(tensor.dtype).removeprefix("torch.")
+        assert torch.equal(torch.from_numpy(found), tensor)
+    assert streams.waits == len(tensors)
+    assert len(streams.pending) == 1  # nobody has waited for the later one
+    assert later()[0] == 1
+
+
+def test_memory_is_not_used_again_before_its_copy_has_ended() -> None:
+    streams = HeldStreams()
+    copies = Transfers(streams)
+    copies.to_host(torch.ones(1000))  # for nobody
+    memory = ReusedMemory(allocate=streams.page_locked, small_bytes=0)
+    sent = memory.empty((1000,), np.float32)
+    sent[:] = 3
+    first = place(sent)
+    tensor = copies.to_device(sent)
+    del sent
+    other = memory.empty((1000,), np.float32)
+    other[:] = 4
+    assert place(other) != first
+    (found,) = copies.to_host(torch.full((1000,), 2.0))()  # ends all before it
+    assert (found == 2).all()
+    assert (tensor == 3).all()
+    assert len(streams.blocks) == 4
+    del found
+    copies.to_device(other)  # forgets what has ended
+    assert place(memory.empty((1000,), np.float32)) == first
+
+
+def test_a_gradient_on_its_way_is_held_so_that_autograd_does_not_add_to_it_in_place() -> None:
+    streams = HeldStreams()
+    copies = Transfers(streams)
+    told = []
+
+    class Copied(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            told.append(copies.to_host(gradient))
+            return gradient
+
+    x = torch.rand(50, requires_grad=True)
+    y = x * 2
+    # Both branches hand one tensor on to y, where autograd adds them up.
+    (y * 3 + Copied.apply(y) + y).sum().backward()  # type: ignore[no-untyped-call]
+    assert (told[0]()[0] == 1).all()
+
+
+def test_the_same_blocks_serve_step_after_step_and_larger_ones_when_more_comes() -> None:
+    streams = HeldStreams()
+    copies = Transfers(streams)
+
+    def step(rows: int) -> int:
+        for _ in range(3):
+            (found,) = copies.to_host(torch.rand(rows, 8))()
+            copies.to_device(found)
+        return len(streams.blocks)
+
+    assert step(1000) <= 3
+    for rows in (1000, 990, 970) * 5:  # the blocks of a size have some room
+        blocks = step(rows)
+        assert blocks <= 4
+    assert step(5000) > blocks
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> HeldStreams:
+    """Of a device that looks like the CPU."""
+    held = HeldStreams()
+    copies = Transfers(held)
+    for module in ("workers.gpu.cached_table", "workers.lookup", "workers.tensor_tables"):
+        monkeypatch.setattr(f"{module}.transfers", lambda device: copies)
+    return held
+
+
+def table(store: StoreClient, kind: str) -> Any:
+    return store.table("memory") if kind == "host" else CachedTable(store, store.specs["memory"], 300, CPU)
+
+
+@pytest.mark.parametrize("kind", ["host", "cached"])
+def test_copies_beside_the_work_change_no_byte(kind: str, streams: HeldStreams, monkeypatch: Any) -> None:
+    store = in_process_store([small_table()], 2, lookup="fetch")
+    found = History(store, table(store, kind), 1).run()
+    with torch.no_grad():
+        answers = [found.everything(), *found.seen]
+    monkeypatch.undo()
+    expected = ordinary(1).run()
+    assert all(map(torch.equal, answers, [expected.everything(), *expected.seen]))
+
+
+def test_the_backward_pass_of_a_cached_table_waits_for_nothing(streams: HeldStreams) -> None:
+    store = in_process_store([small_table()], 2, lookup="fetch")
+    cached = table(store, "cached")
+    for step in range(3):
+        weights = torch.rand(5, 4, requires_grad=True)
+        output = begin_lookup(cached, torch.arange(20).view(5, 4) * (step + 1), weights)()
+        assert (
+            streams.waits == 2 + 3 * step
+        )  # for the rows and weights of a lookup, and the gradient of the one before
+        output.sum().backward()
+        assert weights.grad is not None
+        assert streams.waits == 2 + 3 * step
+        assert streams.pending
+        store.step({"memory": 0.1})
+        assert streams.waits == 3 + 3 * step
+
+
+def test_gradients_under_way_are_forgotten_when_tables_are_replaced(streams: HeldStreams) -> None:
+    store = in_process_store([small_table()], 2, lookup="fetch")
+    cached = table(store, "cached")
+    before = store.table("memory").lookup(np.array([[7]]), np.ones((1, 1), np.float32), keep=False).output
+    begin_lookup(cached, torch.tensor([[7]]), torch.ones(1, 1))().sum().backward()
+    store.initialise()
+    store.step({"memory": 0.1})
+    after = store.table("memory").lookup(np.array([[7]]), np.ones((1, 1), np.float32), keep=False).output
+    assert before.tobytes() == after.tobytes()
+
+
+def test_large_answers_lie_in_the_memory_that_a_device_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = HeldStreams()
+    monkeypatch.setattr("memory_store.reused_memory._MEMORY.allocate", streams.page_locked)
+    monkeypatch.setattr("memory_store.reused_memory._MEMORY._free", [])
+    rows = SMALL_BYTES // 4 // 6 + 1
+    whole = joined_rows([np.ones((rows, 6), np.float32), np.full((3, 6), 2, np.float32)])
+    assert (whole == np.repeat([1, 2], [rows, 3])[:, None]).all()
+    assert place(whole) == place(streams.blocks[0])
+    store = in_process_store([small_table()], 2, lookup="fetch")
+    asked = torch.arange(rows)[:, None] % 2500
+    begin_lookup(store.table("memory"), asked, torch.ones(rows, 1))()
+    assert len(streams.blocks) >= 2

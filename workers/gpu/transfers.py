@@ -1,0 +1,137 @@
+"""Copies between a trainer's device and the memory of its host, beside the work of both.
+
+On a GPU a copy runs on a stream of its own, from or to page-locked memory that is used again. What the GPU is given next
+waits for a copy to it by an event, on the GPU. The host waits for nothing but the end of a copy to the host, when it reads
+the numbers, and then for that copy alone. Memory on its way is nobody else's until its copy has ended. Once `transfers` was
+asked for a GPU, large arrays of this process, answers of shards among them, lie in page-locked memory too (reused_memory.py).
+
+On a CPU nothing is copied: tensors and arrays are two views of one memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_store.calls import Waiting
+from memory_store.reused_memory import ReusedMemory, allocate_with
+
+
+class Event(Protocol):
+    """The end of a copy."""
+
+    def query(self) -> bool:
+        """Whether it is over."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+
+
+class CopyStreams(Protocol):
+    """Where copies of a device run, beside its other work."""
+
+    def page_locked(self, size: int) -> NDArray[np.uint8]:
+        """`size` bytes that the device itself can read and write."""
+        ...
+
+    def to_host(self, source: Tensor, target: Tensor) -> Event:
+        """Begin a copy of what `source` on the device is after all that the device was given so far."""
+        ...
+
+    def to_device(self, source: Tensor) -> tuple[Tensor, Event]:
+        """Begin a copy that what the device is given from now on waits for."""
+        ...
+
+
+class Transfers:
+    """The copies of one device; `streams` is None for the CPU. Used by one thread at a time."""
+
+    def __init__(self, streams: CopyStreams | None) -> None:
+        self.beside = streams is not None  # the host's work, so that `to_host` is worth being asked for early
+        self._streams = streams
+        if streams is not None:
+            self._memory = ReusedMemory(allocate=streams.page_locked, small_bytes=0)
+        # What a copy reads and writes, until it has ended. (To a gradient that nobody else holds, autograd may add in place.)
+        self._on_its_way: list[tuple[Event, NDArray[Any], Tensor]] = []
+
+    def to_host(self, *tensors: Tensor) -> Waiting[Sequence[NDArray[Any]]]:
+        """Begin to copy tensors, which nobody may write to until then; what comes back waits for the numbers, in C order."""
+        if self._streams is None:
+            arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
+            return lambda: arrays
+        self._forget_arrived()
+        copies = [self._begin_to_host(self._streams, tensor.detach()) for tensor in tensors]
+        self._on_its_way += copies
+
+        def wait() -> Sequence[NDArray[Any]]:
+            for event, _, _ in copies:
+                event.synchronize()
+            return [array for _, array, _ in copies]
+
+        return wait
+
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        """The numbers of an array, which nobody may write to from now on."""
+        source = torch.from_numpy(array)
+        if self._streams is None:
+            return source
+        self._forget_arrived()
+        tensor, event = self._streams.to_device(source)
+        self._on_its_way.append((event, array, tensor))
+        return tensor
+
+    def _begin_to_host(self, streams: CopyStreams, tensor: Tensor) -> tuple[Event, NDArray[Any], Tensor]:
+        array = self._memory.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return streams.to_host(tensor, torch.from_numpy(array)), array, tensor
+
+    def _forget_arrived(self) -> None:
+        self._on_its_way = [copy for copy in self._on_its_way if not copy[0].query()]
+
+
+class CudaStreams:
+    """Two streams of a GPU, one for each direction: PCIe carries both at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._to_host: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._to_device: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def page_locked(self, size: int) -> NDArray[np.uint8]:
+        block: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        return block
+
+    def to_host(self, source: Tensor, target: Tensor) -> Event:
+        self._to_host.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._to_host):
+            target.copy_(source, non_blocking=True)
+        event: Event = self._to_host.record_event()
+        return event
+
+    def to_device(self, source: Tensor) -> tuple[Tensor, Event]:
+        with torch.cuda.stream(self._to_device):
+            # Memory of this stream: of the other it might be in use by work that was given out before.
+            tensor = source.to(self._device, non_blocking=True)
+        event = self._to_device.record_event()
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(event)
+        tensor.record_stream(current)
+        return tensor, event
+
+
+@cache
+def transfers(device: torch.device) -> Transfers:
+    """The copies of a device of this process."""
+    if device.type == "cpu":
+        return Transfers(None)
+    if device.index is None:
+        return transfers(torch.device(device.type, torch.cuda.current_device()))
+    streams = CudaStreams(device)
+    allocate_with(streams.page_locked)
+    return Transfers(streams)
