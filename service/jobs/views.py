@@ -111,7 +111,9 @@ class Views:
         else:
             offset = request.offset
         if request.follow:
-            yield pb.LogPart(next_offset=offset)  # a log in which nothing happens would not tell that it is followed
+            yield pb.LogPart(
+                next_offset=offset
+            )  # a log in which nothing happens would not tell that it is followed
         while True:
             ended = (await self._turns.take(tenant, self._database.get, job.id)).state in ENDED
             while text := await self._turns.take(tenant, read_log, path, offset):
