@@ -11,7 +11,12 @@ import pytest
 
 from tests.deploy.deployment import ROOT, run
 
-pytestmark = pytest.mark.compose
+pytestmark = [
+    pytest.mark.compose,
+    pytest.mark.skipif(
+        "PKM_COMPOSE_V2" not in os.environ, reason="Compose v2 can't be had (tests/deploy/with-engine)"
+    ),
+]
 
 
 def read_by_v2(file: Path, secrets: Path) -> dict[str, Any]:
