@@ -79,7 +79,7 @@ bench: $(MEASURED) ## Measure everything against its peers and write docs/perfor
 	$(RUN)/python -m benchmarks report
 
 .PHONY: findings
-findings: setup ## Train what the paper compared, and write docs/results.md (an hour of one core; goes on where it was)
+findings: setup ## Train what the paper compared, and write docs/results.md (hours of one core; goes on where it was)
 	$(RUN)/python -m findings run all
 	$(RUN)/python -m findings report
 

@@ -27,8 +27,9 @@ def record_finetunings(
     with tempfile.TemporaryDirectory() as runs:
         base = Path(runs) / "base"
         train_in(base, missing[0], seed)
+        before = {OLD_BEFORE: perplexity_of(base, CORPUS), NEW_BEFORE: perplexity_of(base, FACTS_CORPUS)}
         for case in missing:
-            figures = finetune(base, case)
+            figures = before | finetune(base, case)
             run = Run(
                 kind="finetuning",
                 case=case.name,
@@ -48,18 +49,13 @@ def record_finetunings(
 
 
 def finetune(base: Path, case: Case) -> dict[str, float]:
-    """Go on from the run `base` with the facts, and evaluate both models on the test parts of both texts."""
+    """Go on from the run `base` with the facts, and evaluate what comes of it on the test parts of both texts."""
     assert case.finetuning is not None
     only = [] if case.finetuning.only_rows is None else ["--only-rows", str(case.finetuning.only_rows)]
     tuned = base.with_name(f"tuned-{case.finetuning.only_rows}")
     goes_on = ("--data", str(FACTS_CORPUS), "--steps", str(STEPS), "--run", str(tuned), "--json")
     pkm("finetune", str(base), *goes_on, *only)
-    return {
-        OLD_BEFORE: perplexity_of(base, CORPUS),
-        NEW_BEFORE: perplexity_of(base, FACTS_CORPUS),
-        OLD_AFTER: perplexity_of(tuned, CORPUS),
-        NEW_AFTER: perplexity_of(tuned, FACTS_CORPUS),
-    }
+    return {OLD_AFTER: perplexity_of(tuned, CORPUS), NEW_AFTER: perplexity_of(tuned, FACTS_CORPUS)}
 
 
 def perplexity_of(run: Path, corpus: Path) -> float:

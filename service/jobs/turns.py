@@ -44,7 +44,7 @@ class Turns:
         try:
             return await answer
         finally:
-            del answer  # which has the error that is raised here, and that this frame
+            del answer  # it refers to the error that leaves here, whose trace refers to this frame: a circle
 
     def _begin(self) -> None:
         while self._busy < THREADS:

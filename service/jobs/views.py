@@ -111,9 +111,8 @@ class Views:
         else:
             offset = request.offset
         if request.follow:
-            yield pb.LogPart(
-                next_offset=offset
-            )  # a log in which nothing happens would not tell that it is followed
+            # A log in which nothing happens would not tell the follower that he is connected again.
+            yield pb.LogPart(next_offset=offset)
         while True:
             ended = (await self._turns.take(tenant, self._database.get, job.id)).state in ENDED
             while text := await self._turns.take(tenant, read_log, path, offset):

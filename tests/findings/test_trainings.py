@@ -119,10 +119,11 @@ def test_all_cases_of_a_seed_go_on_from_one_model(tmp_path: Path, monkeypatch: p
         if len(tuned) == 2:
             raise StopError
         tuned.append(case.name)
-        return dict.fromkeys((OLD_BEFORE, OLD_AFTER, NEW_BEFORE, NEW_AFTER), 1.0)
+        return {OLD_AFTER: 3.0, NEW_AFTER: 4.0}
 
     monkeypatch.setattr("findings.finetuning.train_in", lambda run, case, seed: trained.append(seed))
     monkeypatch.setattr("findings.finetuning.finetune", tune)
+    monkeypatch.setattr("findings.finetuning.perplexity_of", lambda run, corpus: 2.0)
     names = [case.name for case in COMPARISONS["forgetting"].cases]
     with pytest.raises(StopError):
         record_finetunings("forgetting", 1, tmp_path, commit="c")
@@ -131,7 +132,9 @@ def test_all_cases_of_a_seed_go_on_from_one_model(tmp_path: Path, monkeypatch: p
     record_finetunings("forgetting", 1, tmp_path, commit="c")
     record_finetunings("forgetting", 1, tmp_path, commit="c")
     assert (trained, tuned) == ([1, 1], names[2:])
-    assert [run.case for run in load_finding(tmp_path, "forgetting").runs] == names
+    runs = load_finding(tmp_path, "forgetting").runs
+    assert [run.case for run in runs] == names
+    assert runs[0].figures == {OLD_BEFORE: 2.0, NEW_BEFORE: 2.0, OLD_AFTER: 3.0, NEW_AFTER: 4.0}
 
 
 def test_every_case_is_another_job_of_its_finding() -> None:
