@@ -27,6 +27,7 @@ from memory_store.grouping import group_by_address
 from memory_store.kernels import gather_rows, pool_rows, weight_gradients
 from memory_store.optimizers import Contributions, RowState, update_rows
 from memory_store.reused_memory import empty
+from memory_store.table import STATE_SHIFT
 from memory_store.table_spec import OptimizerKind, OptimizerSpec
 from memory_store.value_types import from_bfloat16, to_bfloat16
 
@@ -65,10 +66,10 @@ class _Room:
 
     def __init__(self, table_bytes: int, narrowest_dim: int) -> None:
         numbers, rows_max = table_bytes // 4, table_bytes // (4 * narrowest_dim)
-        arena = Arena(3 * padded(table_bytes) + 3 * padded(4 * rows_max))
+        arena = Arena(3 * padded(2 * STATE_SHIFT + table_bytes) + 3 * padded(2 * STATE_SHIFT + 4 * rows_max))
         self.values = arena.allocate((numbers,), np.float32)
-        self.wide = [arena.allocate((numbers,), np.float32) for _ in range(2)]
-        self.narrow = [arena.allocate((rows_max,), np.float32) for _ in range(2)]
+        self.wide = [arena.allocate((numbers,), np.float32, shift=place * STATE_SHIFT) for place in (1, 2)]
+        self.narrow = [arena.allocate((rows_max,), np.float32, shift=place * STATE_SHIFT) for place in (1, 2)]
         self.last_step = arena.allocate((rows_max,), np.uint32).view(np.uint32)
 
     def fill(self, dtype: BandwidthType) -> None:

@@ -31,7 +31,7 @@ from memory_store.kernels import PARTS, FloatArray
 from memory_store.placement import BUCKETS
 from memory_store.prefetching import AHEAD, prefetch_row
 from memory_store.table_spec import OptimizerSpec
-from memory_store.value_types import load, mix, store
+from memory_store.value_types import load, mix, put, round_row
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, ROWWISE_ADAM = range(5)
 _KINDS = {
@@ -165,6 +165,7 @@ def _update_row(
     which: int | np.int64,
     scale: float,
     constants: FloatArray,
+    scratch: FloatArray,
     key: np.uint32,
 ) -> None:
     """One step of row `row` with the gradient scale * gradients[which]."""
@@ -178,20 +179,20 @@ def _update_row(
     if kind == SGD:
         for column in range(dim):
             step = rate * (scale * gradients[which, column])
-            store(values, row, column, load(values, row, column) - step, key)
+            put(values, row, column, load(values, row, column) - step, scratch)
     elif kind == ADAGRAD:
         for column in range(dim):
             g = scale * gradients[which, column]
             s = first_state[row, column] + g * g
             first_state[row, column] = s
-            store(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), key)
+            put(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), scratch)
     elif kind == ROWWISE_ADAGRAD:
         s = first_state[row, 0] + mean_square
         first_state[row, 0] = s
         row_rate = rate / (math.sqrt(s) + eps)
         for column in range(dim):
             g = scale * gradients[which, column]
-            store(values, row, column, load(values, row, column) - row_rate * g, key)
+            put(values, row, column, load(values, row, column) - row_rate * g, scratch)
     elif kind == ADAM:
         for column in range(dim):
             g = scale * gradients[which, column]
@@ -200,7 +201,7 @@ def _update_row(
             first_state[row, column] = m
             second_state[row, column] = v
             step_size = corrected_rate * m / (math.sqrt(v) + eps)
-            store(values, row, column, load(values, row, column) - step_size, key)
+            put(values, row, column, load(values, row, column) - step_size, scratch)
     else:
         v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
         second_state[row, 0] = v
@@ -209,7 +210,8 @@ def _update_row(
             g = scale * gradients[which, column]
             m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
             first_state[row, column] = m
-            store(values, row, column, load(values, row, column) - row_rate * m, key)
+            put(values, row, column, load(values, row, column) - row_rate * m, scratch)
+    round_row(values, row, scratch, key)
 
 
 @compiled(parallel=True)
@@ -233,6 +235,7 @@ def _update(
     step_key = mix(np.uint32(rounding_seed + np.uint32(step)))
     for part in prange(PARTS):
         summed = np.empty((1, values.shape[1]), dtype=vectors.dtype)
+        scratch = np.empty(values.shape[1], dtype=vectors.dtype)
         for group in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
             later = np.int64(addresses[min(group + AHEAD, last)]) - first
             prefetch_row(values, later)
@@ -245,12 +248,32 @@ def _update(
             if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
                 scale, vector = constants[1] * weights[begin], np.int64(vector_numbers[begin])
                 _update_row(
-                    kind, values, first_state, second_state, row, vectors, vector, scale, constants, key
+                    kind,
+                    values,
+                    first_state,
+                    second_state,
+                    row,
+                    vectors,
+                    vector,
+                    scale,
+                    constants,
+                    scratch,
+                    key,
                 )
             else:
                 _sum_gradient(summed, 0, begin, end, vector_numbers, weights, vectors)
                 _update_row(
-                    kind, values, first_state, second_state, row, summed, 0, constants[1], constants, key
+                    kind,
+                    values,
+                    first_state,
+                    second_state,
+                    row,
+                    summed,
+                    0,
+                    constants[1],
+                    constants,
+                    scratch,
+                    key,
                 )
             last_step[row] = np.uint32(step)
 

@@ -13,10 +13,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
-
-from memory_store.compilation import compiled
 
 # Rows. Measured for rows of 64 to 1024 numbers: fewer than eight come too late for short rows, and more gain nothing.
 AHEAD = 12
@@ -60,9 +58,18 @@ def _prefetch_line(typing_context: Any, array: Any, row: Any, column: Any) -> tu
     return types.void(array, row, column), generate
 
 
-@compiled(inline=True)
-def prefetch_row(array: NDArray[Any], row: np.int64) -> None:
-    """Ask for the first KiB of `array[row]`; the row must exist."""
-    line = LINE_BYTES // array.itemsize
-    for column in range(0, min(array.shape[1], _LINES_MAX * line), line):
-        _prefetch_line(array, row, column)  # type: ignore[call-arg]  # Numba passes the context
+def prefetch_row(array: NDArray[Any], row: int | np.int64) -> None:
+    """Ask for the first KiB of `array[row]`; the row must exist (inside kernels only)."""
+    raise AssertionError("only for compiled code")
+
+
+@overload(prefetch_row, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _prefetch_row(array: Any, row: Any) -> Callable[..., None]:
+    # A constant of the compiled code: `array.itemsize` is not, and a division by it costs as much as the prefetch.
+    line = LINE_BYTES * 8 // array.dtype.bitwidth
+
+    def lines_of_row(array: Any, row: Any) -> None:
+        for column in range(0, min(array.shape[1], _LINES_MAX * line), line):
+            _prefetch_line(array, row, column)  # type: ignore[call-arg]  # Numba passes the context
+
+    return lines_of_row

@@ -25,7 +25,7 @@ from memory_store.value_types import to_bfloat16
 
 PROCESS_BYTES = 400 << 20  # of a shard's process besides its tables: interpreter, Ray, Arrow and the kernels
 _INITIALISE_ROWS = 1 << 16
-_SHIFT = 1344  # a third of a page, in whole cache lines
+STATE_SHIFT = 1344  # a third of a page, in whole cache lines
 
 
 class _Array(NamedTuple):
@@ -49,8 +49,8 @@ def _arrays(spec: TableSpec, addresses: int) -> list[_Array]:
     first, second = spec.optimizer.state_widths(spec.dim)
     return [
         _Array((addresses, spec.dim), spec.storage_dtype),
-        _Array((addresses, first), spec.compute_dtype, _SHIFT),
-        _Array((addresses, second), spec.compute_dtype, 2 * _SHIFT),
+        _Array((addresses, first), spec.compute_dtype, STATE_SHIFT),
+        _Array((addresses, second), spec.compute_dtype, 2 * STATE_SHIFT),
         _Array((addresses,), np.dtype(np.uint32)),
         _Array((addresses,), np.dtype(np.uint32)),
         _Array((addresses,), np.dtype(np.float32)),

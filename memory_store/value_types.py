@@ -2,7 +2,7 @@
 
 float32 and float64 are stored as they are. bfloat16 is stored as the upper 16 bits of a float32, in uint16.
 Rounding a small update to the nearest bfloat16 loses it (a step below 2**-9 of the value changes nothing), so
-a bfloat16 value is written with *stochastic rounding*: random bits are added below the cut, and the expected
+a bfloat16 row is written with *stochastic rounding*: random bits are added below the cut, and the expected
 stored value is exact. The bits are a pure function of (seed, step, row, column), so a run repeats bit for bit
 on any number of shards.
 """
@@ -40,6 +40,19 @@ def store(values: NDArray[Any], row: int | np.int64, column: int, number: float,
     raise AssertionError("only for compiled code")
 
 
+def put(values: NDArray[Any], row: int | np.int64, column: int, number: float, scratch: NDArray[Any]) -> None:
+    """Write one new number of `values[row]`, to be followed by `round_row` (inside kernels only).
+
+    Where a table stores another type than is computed in, the number goes to `scratch` `[D]`.
+    """
+    raise AssertionError("only for compiled code")
+
+
+def round_row(values: NDArray[Any], row: int | np.int64, scratch: NDArray[Any], key: np.uint32) -> None:
+    """Round the numbers that `put` left in `scratch` into `values[row]`; `key` seeds the rounding (inside kernels only)."""
+    raise AssertionError("only for compiled code")
+
+
 @overload(load, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def _load(values: Any, row: Any, column: Any) -> Callable[..., Any]:
     if values.dtype == types.uint16:
@@ -70,6 +83,49 @@ def _store(values: Any, row: Any, column: Any, number: Any, key: Any) -> Callabl
         values[row, column] = number
 
     return plain
+
+
+@overload(put, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _put(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> Callable[..., None]:
+    if values.dtype == types.uint16:
+
+        def beside(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> None:
+            scratch[column] = number
+
+        return beside
+
+    def there(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> None:
+        values[row, column] = number
+
+    return there
+
+
+@overload(round_row, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _round_row(values: Any, row: Any, scratch: Any, key: Any) -> Callable[..., None]:
+    if values.dtype == types.uint16:
+
+        def rounded(values: Any, row: Any, scratch: Any, key: Any) -> None:
+            # 32 random bits are enough for two numbers: a column of the first half takes the lower ones, its fellow in
+            # the second half the upper ones. Of an odd number of columns the last of the first half has no fellow.
+            dim = values.shape[1]
+            pairs, half = dim // 2, (dim + 1) // 2
+            for column in range(pairs):
+                noise = mix(np.uint32(key + np.uint32(column)))
+                lower = np.float32(scratch[column]).view(np.uint32) + (noise & np.uint32(0xFFFF))
+                upper = np.float32(scratch[half + column]).view(np.uint32) + (noise >> np.uint32(16))
+                values[row, column] = np.uint16(np.uint32(lower) >> np.uint32(16))
+                values[row, half + column] = np.uint16(np.uint32(upper) >> np.uint32(16))
+            if pairs < half:
+                noise = mix(np.uint32(key + np.uint32(pairs))) & np.uint32(0xFFFF)
+                alone = np.float32(scratch[pairs]).view(np.uint32) + noise
+                values[row, pairs] = np.uint16(np.uint32(alone) >> np.uint32(16))
+
+        return rounded
+
+    def exact(values: Any, row: Any, scratch: Any, key: Any) -> None:
+        pass
+
+    return exact
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -77,6 +77,33 @@ def test_stochastic_rounding_hits_a_neighbour_and_is_exact_in_the_mean(start: fl
     assert abs(numbers.mean() - target) < 5 * gap / 2 / np.sqrt(numbers.size) + 1e-7 * abs(start)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 7, 16, 65])
+def test_each_column_is_rounded_with_its_own_sixteen_bits_of_a_word(dim: int):
+    """Spelled out a second time: the word of a column and of its fellow, half a row further."""
+    step, seed, half = 3, 5, (dim + 1) // 2
+    rows = 200
+    scratch = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
+    bits = torch.ones(rows, dim).to(torch.bfloat16).view(torch.uint16).numpy().copy()
+    contributions = Contributions.grouped(
+        group_by_address(np.arange(rows, dtype=np.uint32)),
+        np.arange(rows, dtype=np.int32),
+        np.ones(rows, dtype=np.float32),
+        1 - scratch,
+    )
+    empty = np.empty((rows, 0), dtype=np.float32)
+    state = RowState(bits, empty, empty, np.zeros(rows, dtype=np.uint32))
+    update_rows(
+        OptimizerSpec("sgd"), state, 0, contributions, step=step, learning_rate=1.0, scale=1.0, seed=seed
+    )
+    exact = (np.float32(1) - (1 - scratch)).view(np.uint32)
+    for row in range(rows):
+        key = mix(np.uint32(row) ^ mix(np.uint32(seed + step)))
+        for column in range(dim):
+            word = int(mix(np.uint32((int(key) + column % half) % 2**32)))
+            noise = word & 0xFFFF if column < half else word >> 16
+            assert bits[row, column] == (int(exact[row, column]) + noise) % 2**32 >> 16, (row, column)
+
+
 def test_a_number_that_fits_is_not_rounded():
     assert (from_bfloat16(moved(1.0, 0.25)) == 0.75).all()
 

@@ -128,8 +128,12 @@ def update_reference(
         change = _corrected(optimizer, step, learning_rate) * first / (second.sqrt() + optimizer.eps)
     moved = table.values[rows].float() - change
     if table.values.dtype == torch.bfloat16:
-        columns = torch.arange(moved.shape[1], device=moved.device) * 0x9E3779B9
-        noise = _mixed_of(_mixed_of(rows ^ _step_key(seed, step))[:, None] + columns & _WORD) & 0xFFFF
+        dim = moved.shape[1]
+        half = (dim + 1) // 2
+        words = _mixed_of(
+            _mixed_of(rows ^ _step_key(seed, step))[:, None] + torch.arange(half, device=moved.device) & _WORD
+        )
+        noise = torch.cat([words & 0xFFFF, words >> 16], dim=1)[:, :dim]
         bits = (moved.view(torch.int32).long() & _WORD) + noise >> 16 & 0xFFFF
         moved = (bits << 16).to(torch.int32).view(torch.float32)  # exact in bfloat16
     table.values[rows] = moved.to(table.values.dtype)
@@ -249,7 +253,9 @@ def _update_kernel(  # type: ignore[no-untyped-def]
         moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
         if ROUND:
             key = _mix(row.to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
-            noise = _mix(key + column.to(tl.uint32) * 0x9E3779B9) & 0xFFFF
+            half = (dim + 1) // 2
+            word = _mix(key + tl.where(column < half, column, column - half).to(tl.uint32))
+            noise = tl.where(column < half, word & 0xFFFF, word >> 16)
             bits = moved.to(tl.uint32, bitcast=True) + noise
             tl.store(place, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
         else:
