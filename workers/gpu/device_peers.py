@@ -2,8 +2,8 @@
 
 All trainers' rows and weights come to each (`gather`), each sums up what it has of them, and every trainer gets the sums of
 its own bags, added up in the order of ranks (`sum_of_mine`). Backward the sums' gradient goes to each, and the weights' comes
-back. Sizes are those of the batch alone, so nobody waits for a device to learn them. All must make the same lookups in the same
-order. A group of its own keeps them apart from the collectives that average the dense gradient.
+back. Sizes are those of the batch alone, so nobody waits for a device to learn them. All must make the same lookups in the
+same order. A group of its own keeps them apart from the collectives that average the dense gradient.
 """
 
 from __future__ import annotations
