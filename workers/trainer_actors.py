@@ -71,7 +71,7 @@ class TrainerActor:
                 else TCPStore(*meeting, world, is_master=False, timeout=_MEET_TIMEOUT)
             )
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=store,
                 rank=rank,
                 world_size=world,
