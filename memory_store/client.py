@@ -71,6 +71,7 @@ class StoreClient:
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.version, self.writers = 0, 1
+        self.in_lockstep = False  # whether all writers must make the same lookups at once
         self.sender = m.Sender("", 0, 0)
         self._carriers = list(carriers)
         # Of each table, the first address of every shard, and the end: int64 [S + 1].
@@ -83,8 +84,7 @@ class StoreClient:
         self._seq = [0] * len(carriers)
         self._contributions = [0] * len(carriers)
         self._unconfirmed: list[Future[m.Reply]] = []
-        # For metrics: entered round every wait for a shard; told of every lookup that was read in place
-        # (table, rows, bytes, seconds).
+        # For metrics: entered round waits for shards; told of lookups read in place (table, rows, bytes, seconds).
         self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
         self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
         # Told when the tables are at another version: by a step (False), or because they were replaced (True).

@@ -22,6 +22,7 @@ from memory_store.bucket_files import check_buckets, read_buckets
 from memory_store.cut_root import CutRoot
 from memory_store.cuts import MANIFEST, read_manifest
 from memory_store.errors import CutError, PkmError, StoreError
+from memory_store.image import Original
 from memory_store.log_records import Base
 from memory_store.log_writer import LogWriter
 from memory_store.shard import ShardCore
@@ -47,7 +48,8 @@ class ShardHost:
 
     `log` is its log, taken over (recovery.py). If it can't be written for good, or another process has taken the shard
     over, `on_end` is called with the reason: the process should end; until it does, nothing is acknowledged. With `cuts`,
-    a folder, it reads and writes no cut elsewhere. Every request is counted in `metrics`, when it is answered.
+    a folder, it reads and writes no cut elsewhere. Every request is counted in `metrics`, when it is answered. With
+    `original` the core's tables are an image of rows elsewhere (image.py).
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class ShardHost:
         on_end: Callable[[str], None] = lambda reason: None,
         cuts: Path | None = None,
         metrics: ShardMetrics | None = None,
+        original: Original | None = None,
     ) -> None:
         self.metrics = metrics or ShardMetrics()
         self.metrics.watch(core)
         self.begin_span: BeginSpan | None = (
             None  # for traces: told of every request that comes under a traceparent
         )
-        self._core = core
+        self._core, self._original = core, original
         self._lock = threading.Lock()
         self._tickets = 0
         self._calls: dict[int, _Call] = {}
@@ -174,7 +177,10 @@ class ShardHost:
                     answers = self._core.handle(ticket, request)
                     if answers[0].reply == m.Done(duplicate=False):
                         self._cuts.forget()
+                        self._replaced()
                     return answers + self._cut_answers()
+                case m.CountTouched() if self._original is not None:
+                    return [Answer(ticket, m.Touched(self._original.touched(request.table, request.since)))]
                 case _:
                     return self._core.handle(ticket, request)
         except PkmError as error:
@@ -195,6 +201,9 @@ class ShardHost:
             if request.number < newest.number:
                 raise StoreError(f"Cut number {request.number} comes late: number {newest.number} was begun.")
             return False
+        if self._original is not None:
+            core.begin_replacing()
+            core.restore(self._original.into_image(), core.group_state())
         if core.version != request.step:
             raise StoreError(f"A cut of step {request.step} was asked for; the tables are at {core.version}.")
         if (folder / MANIFEST).exists():
@@ -251,7 +260,12 @@ class ShardHost:
             part.clear_accesses()
         base = Base(version=manifest.step, folder=str(folder), files=tuple(chain(*files)))
         core.replaced(request, base)
+        self._replaced()
         return m.Done(duplicate=False)
+
+    def _replaced(self) -> None:
+        if self._original is not None:
+            self._original.from_image()
 
 
 def _complete(due: Iterable[tuple[Future[m.Reply] | None, m.Reply | PkmError]]) -> None:

@@ -84,20 +84,25 @@ def evaluation_batches(
     limit_tokens: int | None = None,
     rank: int = 0,
     world: int = 1,
+    in_lockstep: bool = False,
 ) -> Iterator[tuple[Batch, Batch, NDArray[np.bool_]]]:
     """Yield (inputs, targets, mask), each [B, L] with B <= `sequences`, in order of the text.
 
     Over all ranks each of the first `limit_tokens` tokens but the very first, which nothing comes before, is
     a target with mask True exactly once. The mask is False only where the last window is padded, with zeros.
     Rank r takes every `world`-th batch from the r-th on: what a batch holds does not depend on `world`, and a
-    rank may get none. Raises UsageError if there is nothing to predict.
+    rank may get none. With `in_lockstep` all ranks get equally many: one with nothing left gets padding alone. Raises
+    UsageError if there is nothing to predict.
     """
     tokens = tokens[:limit_tokens]
     if tokens.size < 2:
         raise UsageError(f"A text of {tokens.size} tokens has nothing to predict; give at least 2.")
     windows = -(-(tokens.size - 1) // sequence_length)
-    for first in range(rank * sequences, windows, world * sequences):
-        batch = np.arange(first, min(first + sequences, windows))
+    rounds = range(0, windows, world * sequences)
+    for first in (begin + rank * sequences for begin in rounds):
+        if first >= windows and not in_lockstep:
+            return
+        batch = np.arange(first, max(first + 1, min(first + sequences, windows)))
         inputs, targets = _cut(tokens, batch, sequence_length)
         yield inputs, targets, _positions(batch, sequence_length)[:, 1:] < tokens.size
 

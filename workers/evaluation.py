@@ -102,6 +102,7 @@ def _evaluate_once(
             limit_tokens=tokens_max,
             rank=ranks.rank,
             world=ranks.world,
+            in_lockstep=store is not None and store.in_lockstep,
         )
         for batch, (inputs, targets, mask) in enumerate(batches):
             on_batch(batch)

@@ -125,7 +125,8 @@ class StoreSpec(Spec):
     carrier: Literal["auto", "grpc", "in_process"] = "auto"
     """auto: shards are Ray actors; trainers on a shard's host read its rows in place, others use gRPC.
 
-    grpc: Ray actors, reached by gRPC alone. in_process: all shards live inside the only trainer, without Ray.
+    grpc: Ray actors, reached by gRPC alone. in_process: all shards live inside the only trainer, without Ray; or, with
+    memory.placement gpu, in the trainers.
     """
     lookup: Literal["auto", "fetch", "pool"] = "auto"
     """fetch: distinct rows travel; pool: shards return partial sums; auto: the cheaper one, call by call."""
@@ -212,8 +213,9 @@ class JobSpec(Spec):
     @field_validator("store")
     @classmethod
     def _one_trainer_in_process(cls, store: StoreSpec, info: ValidationInfo) -> StoreSpec:
-        train = info.data.get("train")
-        if train and store.carrier == "in_process" and train.trainers > 1:
+        train, memory = info.data.get("train"), info.data.get("memory")
+        on_devices = memory is not None and memory.placement == "gpu"
+        if train and store.carrier == "in_process" and train.trainers > 1 and not on_devices:
             sentence = f"in_process serves one trainer, not {train.trainers}; use auto, or train.trainers 1"
             impossible("carrier", store.carrier, sentence)
         return store
@@ -224,7 +226,7 @@ class JobSpec(Spec):
         memory = info.data.get("memory")
         if memory and memory.placement == "gpu" and (store.carrier, store.shards) != ("in_process", 1):
             sentence = (
-                f"memory.placement gpu keeps the table in the only trainer, so carrier {store.carrier} with "
+                f"memory.placement gpu keeps the table in the trainers, so carrier {store.carrier} with "
                 f"{store.shards} shards can't serve it; use carrier in_process and shards 1, or placement cached"
             )
             impossible("carrier", store.carrier, sentence)
@@ -258,12 +260,14 @@ class JobSpec(Spec):
         memory, model = info.data.get("memory"), info.data.get("model")
         if memory is None or model is None:
             return store
-        needed = sum(_shard_bytes(table, store.shards) for table in _tables(memory, model, seed=0))
+        train = info.data.get("train")
+        parts = train.trainers if train and memory.placement == "gpu" else store.shards
+        needed = sum(_shard_bytes(table, parts) for table in _tables(memory, model, seed=0))
         if needed > store.shard_memory_gib * GIB:
             sentence = (
                 f"a shard needs {needed / GIB:.3g} GiB and may take {store.shard_memory_gib:.3g} GiB: "
                 f"{memory.table_rows()} rows of {memory.row_width(model.dim)} {memory.values.dtype} values "
-                f"with the state of {memory.values.optimizer}, over {store.shards} shards; use more shards, "
+                f"with the state of {memory.values.optimizer}, over {parts} shards; use more shards, "
                 "fewer sub_keys or an optimizer with less state, or allow more memory"
             )
             impossible("shard_memory_gib", store.shard_memory_gib, sentence)
@@ -272,6 +276,14 @@ class JobSpec(Spec):
     def tables(self) -> tuple[TableSpec, ...]:
         """The value tables of the job, in the order of their layers; none for a dense model."""
         return () if self.memory is None else _tables(self.memory, self.model, self.seed)
+
+    def shard_processes(self) -> int:
+        """How many processes there are for shards alone: none for a dense model, or where trainers hold the shards."""
+        return self.store.shards if self.memory is not None and self.store.carrier != "in_process" else 0
+
+    def in_one_process(self) -> bool:
+        """Whether the driver is the only trainer, and has the shards too."""
+        return self.store.carrier == "in_process" and self.train.trainers == 1
 
     def table_rows(self) -> int:
         """Rows of all value tables together: K = n*n when the table is shared, 0 for a dense model."""
@@ -286,7 +298,7 @@ class JobSpec(Spec):
         if self.memory is None or self.memory.placement == "host":
             return 0
         if self.memory.placement == "gpu":
-            return self.table_bytes()
+            return self.table_bytes() // self.train.trainers
         return sum(4 * table.dim * min(self.memory.cached_rows, table.rows) for table in self.tables())
 
     def twin(self, kind: Literal["dense", "deep"]) -> JobSpec:

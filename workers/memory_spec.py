@@ -102,8 +102,8 @@ class MemorySpec(Spec):
     revive_dead_after: int | None = Field(default=None, ge=1, le=1 << 40)
     """Steps without any selection after which a sub-key is re-seeded from one that is used often; null: never."""
     placement: Literal["host", "gpu", "cached"] = "host"
-    """host: the table lies in its shards. gpu: whole on the device of the only trainer; needs store.carrier in_process.
-    cached: in its shards, with exact copies of the hottest rows on the device."""
+    """host: the table lies in its shards. gpu: on the devices of the trainers, in equal parts; needs store.carrier
+    in_process. cached: in its shards, with exact copies of the hottest rows on the device."""
     cached_rows: int = Field(default=65_536, ge=1)
     """Rows of each table that have copies on every trainer's device with placement cached."""
     values: ValuesSpec = Field(default_factory=ValuesSpec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_store.errors import UsageError
 from workers.job_spec import JobSpec
 
 
@@ -11,7 +12,10 @@ def expected_distinct(rows: int, accesses: float) -> float:
 
 
 class Sizes:
-    """The letters, for one job; `f` is the share of a table's rows that have copies with placement cached."""
+    """The letters, for one job; `f` is the share of a table's rows that have copies with placement cached.
+
+    Raises UsageError for a job that the formulas don't know.
+    """
 
     def __init__(self, job: JobSpec) -> None:
         train = job.train
@@ -34,5 +38,10 @@ class Sizes:
             self.U = expected_distinct(self.K, self.N)
             self.first_layer = min(job.memory.layers)
             self.placement = job.memory.placement
+            if self.placement == "gpu" and self.W > 1:
+                raise UsageError(
+                    f"What {self.W} trainers exchange whose devices hold parts of a table is not predicted; plan one of "
+                    "them (train.trainers=1), or another memory.placement."
+                )
             if self.placement == "cached":
                 self.f = min(job.memory.cached_rows, self.K) / self.K

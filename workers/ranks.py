@@ -15,6 +15,7 @@ import torch.distributed as dist
 from memory_store.messages import Sender
 
 _SESSION_BYTES = 32
+_TEXT_BYTES_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ class Ranks:
         with self.waiting():
             dist.broadcast(tensor, 0)
         return int(tensor.item())
+
+    def every(self, text: str) -> list[str]:
+        """The texts, of ASCII and below 256 letters, of all trainers."""
+        if self.world == 1:
+            return [text]
+        mine = torch.tensor(
+            list(text.encode("ascii").ljust(_TEXT_BYTES_MAX)), dtype=torch.int64, device=self.device
+        )
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        with self.waiting():
+            dist.all_gather(found, mine)
+        return [bytes(letters.tolist()).decode("ascii").rstrip() for letters in found]
 
     def sender_from_leader(self, sender: Sender | None) -> Sender:
         """The leader's sender (None elsewhere), with this trainer's own writer number."""

@@ -25,7 +25,7 @@ _embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 def processes(job: JobSpec) -> int:
     """How many shards and trainers the job has."""
-    return job.train.trainers + (job.store.shards if job.memory else 0)
+    return job.train.trainers + job.shard_processes()
 
 
 def start_embedded_ray(room: int) -> None:
@@ -86,7 +86,7 @@ def place(
 
     Raises StoreError, with the numbers, if it has not been free for `timeout_s` seconds.
     """
-    bundles = shard_bundles(job.tables(), job.store.shards) if job.memory else []
+    bundles = shard_bundles(job.tables(), job.store.shards) if job.shard_processes() else []
     trainer = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
     shards = len(bundles)
     bundles += [trainer] * job.train.trainers

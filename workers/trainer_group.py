@@ -3,7 +3,7 @@
 Unless `store.carrier` is in_process, the shards and the trainers are Ray actors, on a cluster that the job shares with
 others or on an embedded one that is started here. When a trainer fails, or a shard without a log, all trainers are started
 again (trainer_actors.py) and go on from the last cut. With `in_process` the only trainer and its shards run right here,
-without Ray.
+without Ray; where several trainers have the tables on their devices, these alone are Ray actors.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from memory_store.shard_metrics import ShardMetrics
 from memory_store.traces import Traces, opened
 from workers.attempts import ATTEMPTS, ATTEMPTS_IN_VAIN_MAX, count_attempt
 from workers.events import count_events, tell
+from workers.gpu.device_group import DeviceGroup
 from workers.heartbeat import At, Heartbeat, unnoticed
 from workers.job_certificates import JobCertificates, make_certificates
 from workers.job_metrics import JobMetrics
@@ -111,7 +112,7 @@ def train(
     tell_progress(Progress("starting", 0, job.train.steps))
     run.failure_path.unlink(missing_ok=True)
     with driver_served(run, scrape, metrics.registry), progress_told(job, run, tell_progress):
-        if job.store.carrier == "in_process":
+        if job.in_one_process():
             outcome = _train_here(job, run, metrics, traces)
         else:
             while (
@@ -218,7 +219,7 @@ def _train_on_ray(
     on_progress(Progress("starting", _last_step(run), job.train.steps))
     shards = watch = loads = None
     try:
-        if job.memory:
+        if job.shard_processes():
             logs = run.logs_path if job.store.durability == "log" else None
             shards = start_shards(
                 job.name,
@@ -243,8 +244,11 @@ def _train_on_ray(
         if group is not None and cluster is not None:
             loads = LoadWatch(group, run.path)
         threads = str(max(1, (os.cpu_count() or 1) // job.train.trainers))
+        tables: ShardGroup | DeviceGroup | None = group
+        if job.memory and group is None:
+            tables = DeviceGroup.new((made.shards, made.trainers) if made else None)
         run_trainers(
-            partial(_train_worker, job.model_dump_json(), str(run.path), group, scrape, traces),
+            partial(_train_worker, job.model_dump_json(), str(run.path), tables, scrape, traces),
             job.train.trainers,
             place,
             gpus=gpus,
@@ -303,7 +307,7 @@ def _last_step(run: RunFolder) -> int:
 def _train_worker(
     job_text: str,
     run_path: str,
-    group: ShardGroup | None,
+    tables: ShardGroup | DeviceGroup | None,
     scrape: Scrape,
     traces: Traces | None,
     ranks: Ranks,
@@ -319,9 +323,12 @@ def _train_worker(
     heartbeat = Heartbeat(run.beats_path, ranks.rank, ray.get_runtime_context().get_node_id())
     attempts = count_attempt(run) if ranks.leads else None
     try:
-        store = None
-        if group is not None:
-            store = group.connect(
+        store: StoreClient | None = None
+        if isinstance(tables, DeviceGroup):
+            metrics = ShardMetrics(counted.registry, "in_process")
+            store = tables.join(job.tables(), ranks, host_of(scrape), metrics)
+        elif tables is not None:
+            store = tables.connect(
                 lookup=job.store.lookup, wire=job.store.wire, in_place=job.store.carrier == "auto"
             )
             store.on_read_in_place = in_place_metrics(counted).read_in_place

@@ -91,8 +91,10 @@ def demand_of(job: JobSpec) -> Demand:
     tables = job.tables()
     table_bytes = shard_bytes(tables, job.store.shards) if tables else 0
     inside = job.store.carrier == "in_process"
+    if tables and inside and job.train.trainers > 1:  # each has its part
+        table_bytes = shard_bytes(tables, job.train.trainers)
     return Demand(
-        shards=job.store.shards if tables and not inside else 0,
+        shards=job.shard_processes(),
         shard=Resources(cpus=1, memory_bytes=0 if inside else PROCESS_BYTES + table_bytes),
         trainers=job.train.trainers,
         trainer=Resources(

@@ -134,7 +134,7 @@ class Runner:
         run.halt_path.unlink(missing_ok=True)
         run.move_path.unlink(missing_ok=True)
         # A job whose only trainer is the driver itself has no placement group: its process takes what that one needs.
-        alone = job.demand.trainer if run.load_job().store.carrier == "in_process" else None
+        alone = job.demand.trainer if run.load_job().in_one_process() else None
         self._cluster.start(process_name(job), run.path, job.attempt, job.id, alone)
 
     def _starts_in_vain(self, job: KeptJob) -> int:

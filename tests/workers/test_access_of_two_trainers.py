@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,18 @@ from workers.trainer_group import train
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)
-def test_usage_and_kl_equal_a_brute_force_count(corpus: Path, tmp_path: Path) -> None:
-    job = small_job(corpus, train__steps=12, train__trainers=2, store__carrier="auto", store__shards=3)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"store__carrier": "auto", "store__shards": 3},
+        pytest.param({"memory__placement": "gpu", "store__shards": 1}, marks=pytest.mark.slow),
+    ],
+    ids=["in shards", "on the devices of both"],
+)
+def test_usage_and_kl_equal_a_brute_force_count(
+    settings: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    job = small_job(corpus, train__steps=12, train__trainers=2, **settings)
     run = RunFolder(tmp_path / "run")
     run.create(job)
     report = train(job, run, on_progress=lambda _: None)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
 from memory_store.actor import NAMESPACE
 from memory_store.cuts import complete_cuts
 from memory_store.errors import UsageError
+from tests.running_jobs import losses, processes_named, wait_for_steps
 from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
-from workers.report import Progress, Report, read_records
+from workers.report import Progress, Report
 from workers.run_folder import RunFolder
 from workers.trainer_group import train
 
@@ -33,10 +32,6 @@ def run_job(job: JobSpec, folder: Path) -> Report:
 
 def last_cut(folder: Path) -> Path:
     return complete_cuts(folder / "cuts")[-1]
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(record.step, record.loss) for record in read_records(folder / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,8 @@ def test_killed_shard_and_killed_trainer_lead_to_the_same_end(corpus: Path, tmp_
         shard = ray.get_actor("small-shard-1", namespace=NAMESPACE)
         kill(ray.get(shard.process_id.remote()))
         wait_for_steps(tmp_path / "killed", 120)
-        kill(only_process_named("TrainerActor"))
+        (trainer,) = processes_named("TrainerActor")
+        kill(trainer)
 
     thread = threading.Thread(target=kill_when_training)
     thread.start()
@@ -118,20 +114,6 @@ def test_with_a_log_trainers_wait_for_a_killed_shard_and_go_on(corpus: Path, tmp
     assert table_content(last_cut(tmp_path / "killed")) == table_content(last_cut(tmp_path / "undisturbed"))
     assert dense_weights(last_cut(tmp_path / "killed")) == dense_weights(last_cut(tmp_path / "undisturbed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-
-
-def wait_for_steps(folder: Path, steps: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and len(read_records(folder / "metrics.jsonl")) < steps:
-        time.sleep(0.05)
-
-
-def only_process_named(part: str) -> int:
-    """The process under this one whose command line has `part`; Ray gives its processes the names of their actors."""
-    (process,) = (
-        child.pid for child in psutil.Process().children(recursive=True) if part in " ".join(child.cmdline())
-    )
-    return process
 
 
 @pytest.mark.parametrize("ahead", [{}, {"memory__layers": [2], "memory__look_ahead": 1}])

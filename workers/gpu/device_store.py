@@ -5,14 +5,17 @@ is a host's business, so a *host image* lies beside it: one shard of the ordinar
 are read into it and copied to the device; a cut copies the device's rows into it and has it written. So the first values,
 and the cuts, are those of any other placement, and a job can go from one to another.
 
-The device needs room for values, state and 4 bytes a row; the host for the same once more. One trainer.
+Several trainers hold a table together: each has the rows of one shard on its device, and the image of that shard; they look
+up in lockstep (device_peers.py). The leader's requests reach the others' images as they reach any shard.
+
+The device needs room for values, state and 4 bytes a row; the host for the same once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -21,7 +24,8 @@ from torch import Tensor
 
 from memory_store import messages as m
 from memory_store.access import count_entries
-from memory_store.calls import ReplyType, Waiting
+from memory_store.calls import Waiting
+from memory_store.carriers.base import Carrier
 from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.client import StoreClient
 from memory_store.cuts import CutFile
@@ -36,86 +40,97 @@ from memory_store.table import TablePart
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
 from memory_store.table_steps import StepResult, check_step, clip_scales
+from workers.gpu.device_peers import Alone, Peers, gathered_padded
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
 from workers.tensor_tables import TensorTable
 
 
 class DeviceStore(StoreClient):
-    """`specs` on `device`, with their first values; this process is their only writer, and has taken over."""
+    """`specs` on `device`, with their first values.
+
+    Alone, this process is their only writer, and has taken over. Otherwise it has the rows of shard `peers.rank`, and `reach`
+    makes the carriers to the images of all shards, of which the given host has this one.
+    """
 
     def __init__(
-        self, specs: Sequence[TableSpec], device: torch.device, metrics: ShardMetrics | None = None
+        self,
+        specs: Sequence[TableSpec],
+        device: torch.device,
+        metrics: ShardMetrics | None = None,
+        peers: Peers | None = None,
+        reach: Callable[[ShardHost], Sequence[Carrier]] = lambda host: [InProcessCarrier(host)],
+        incarnation: str = "embedded",
     ) -> None:
         if any(spec.dtype == "float64" for spec in specs):
             raise UsageError("Tables on a device are float32 or bfloat16; keep float64 ones in shards.")
-        self._core = ShardCore(specs, Placement.even(1), 0, incarnation="embedded")
-        image = InProcessCarrier(ShardHost(self._core, metrics=metrics))
-        super().__init__([image], specs, Placement.even(1))
-        self.device = device
+        self.device, self.peers = device, peers or Alone()
+        placement = Placement.even(self.peers.world)
+        self._core = ShardCore(specs, placement, self.peers.rank, incarnation=incarnation)
         self._rows = {name: _tensors(part, device) for name, part in self._core.tables.items()}
-        self._pending: dict[str, list[RowGradients]] = {name: [] for name in self.specs}
+        self._pending: dict[str, list[RowGradients]] = {spec.name: [] for spec in specs}
         self._finite: list[Tensor] = []
         self._cut: Waiting[list[CutFile]] = list
-        self._upload()
-        self.take_over()
+        super().__init__(reach(ShardHost(self._core, metrics=metrics, original=self)), specs, placement)
+        self.in_lockstep = self.peers.world > 1
+        self.from_image()
+        if self.peers.world == 1:
+            self.take_over()
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
         return DeviceTable(self, super().table(name).spec)
 
     def rows(self, name: str) -> RowTensors:
-        """The tensors of a table, by address."""
+        """The tensors of this device's part of a table, by address from `first_address` on."""
         return self._rows[name]
 
-    # ---- joining, cuts, statistics: through the host image -------------------------------------------------------
+    def first_address(self, name: str) -> int:
+        """The address of row 0 of `rows`."""
+        return self._core.tables[name].first_address
+
+    # ---- joining, cuts, statistics: through the images -----------------------------------------------------------
 
     def join(self, sender: m.Sender, writers: int) -> None:
-        if writers > 1:
-            raise UsageError(f"A table on a device serves one trainer, not {writers}.")
+        if writers != self.peers.world:
+            raise UsageError(
+                f"The tables lie on {self.peers.world} devices, one for each trainer; {writers} trainers can't share them."
+            )
         version = self.version
         super().join(sender, writers)
         self.version = version  # the image's is that of the last cut
         self._forget()
 
-    def initialise(self) -> None:
-        super().initialise()
-        self._upload()
-
-    def load_cut(self, folder: str, version: int) -> None:
-        super().load_cut(folder, version)
-        self._upload()
-
     def begin_cut(self, folder: str) -> Waiting[list[CutFile]]:
         """See `StoreClient.begin_cut`. Waits for the end of the cut before, which is written from the same image."""
         with suppress(PkmError):  # who began it hears of it
             self._cut()
-        self._core.begin_replacing()
-        for name, part in self._core.tables.items():
-            for array, tensor in _pairs(part, self._rows[name]):
-                torch.from_numpy(array).copy_(tensor)
-        self._core.restore(self.version, self._core.group_state())
         self._cut = super().begin_cut(folder)
         return self._cut
 
-    def ask(self, request: m.Request, reply: type[ReplyType]) -> list[ReplyType]:
-        if isinstance(request, m.CountTouched):
-            touched = m.Touched(int((self._rows[request.table].last_step > request.since).sum()))
-            assert isinstance(touched, reply)
-            return [touched]
-        return super().ask(request, reply)
+    def into_image(self) -> int:
+        """See `Original`."""
+        for name, part in self._core.tables.items():
+            for array, tensor in _pairs(part, self._rows[name]):
+                torch.from_numpy(array).copy_(tensor)
+        return self.version
 
-    def count_accesses(self, table: str, addresses: Tensor, weights: Tensor) -> None:
-        """Count the entries of a lookup, flat."""
-        part = self._core.tables[table]
-        host = addresses.cpu().numpy().astype(np.uint32), weights.float().cpu().numpy()
-        count_entries(*host, part.first_address, part.accesses, part.weight_sums)
-
-    def _upload(self) -> None:
+    def from_image(self) -> None:
+        """See `Original`."""
         for name, part in self._core.tables.items():
             for array, tensor in _pairs(part, self._rows[name]):
                 tensor.copy_(torch.from_numpy(array))
         self._forget()
+
+    def touched(self, table: str, since: int) -> int:
+        """See `Original`."""
+        return int((self._rows[table].last_step > since).sum())
+
+    def count_accesses(self, table: str, addresses: Tensor, weights: Tensor) -> None:
+        """Count the entries of a lookup, flat, all of this device's part."""
+        part = self._core.tables[table]
+        host = addresses.cpu().numpy().astype(np.uint32), weights.float().cpu().numpy()
+        count_entries(*host, part.first_address, part.accesses, part.weight_sums)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -134,9 +149,12 @@ class DeviceStore(StoreClient):
         gradients = {name: _joined(parts) for name, parts in self._pending.items() if parts}
         norms: dict[str, float] = {}
         scales = dict.fromkeys(self.specs, 1.0)
+        mean = 1 / self.peers.world
         if clip_norms:
             norms = dict.fromkeys(self.specs, 0.0)
-            norms |= {name: float(squared_norm(rows).sqrt()) for name, rows in gradients.items()}
+            for name, rows in gradients.items():
+                squares = self.peers.total(squared_norm(rows, self._rows[name].values.shape[0]))
+                norms[name] = mean * float(squares.sqrt())
             scales = dict(zip(norms, clip_scales(norms, clip_norms, self.version), strict=True))
         for name, rows in gradients.items():
             update_rows(
@@ -145,8 +163,9 @@ class DeviceStore(StoreClient):
                 rows,
                 step=self.version + 1,
                 learning_rate=learning_rates[name],
-                scale=torch.full((), scales[name], device=self.device),
+                scale=torch.full((), mean * scales[name], device=self.device),
                 seed=self.specs[name].seed,
+                first_address=self.first_address(name),
             )
         self._forget()
         self.version += 1
@@ -174,6 +193,22 @@ class DeviceStore(StoreClient):
         self._finite = []
 
 
+class _Entries(NamedTuple):
+    """The entries of the lookups of all trainers, `[W T, M]` each.
+
+    rows: rows of this device's part; where `here` is False the row is another's, and 0 stands for it. weights: as they
+    came; of which 0 counts where `here` is False. here is None if all rows are here.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    here: Tensor | None
+
+    def only_here(self, numbers: Tensor) -> Tensor:
+        """`numbers` with 0 for the rows of others."""
+        return numbers if self.here is None else torch.where(self.here, numbers, 0)
+
+
 class DeviceTable(TensorTable):
     """One table of a `DeviceStore`."""
 
@@ -185,11 +220,35 @@ class DeviceTable(TensorTable):
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[DeviceLookup]:
         addresses = (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
-        weights = weights.float()
+        entries, real = self._entries(addresses, weights.float(), keep)
         if track:
-            self._store.count_accesses(self.name, addresses.flatten(), weights.flatten())
-        found = DeviceLookup(self._store, self.name, addresses, weights, keep=keep)
+            counted = real if entries.here is None else entries.here & real
+            self._store.count_accesses(
+                self.name,
+                entries.rows[counted] + self._store.first_address(self.name),
+                entries.weights[counted],
+            )
+        found = DeviceLookup(self._store, self.name, entries, rows.shape[0], keep=keep)
         return lambda: found
+
+    def _entries(self, addresses: Tensor, weights: Tensor, keep: bool) -> tuple[_Entries, Tensor]:
+        """The entries of all trainers, and which of them are of bags that somebody has asked for.
+
+        A training step has as many tokens at every trainer. In an evaluation one may have fewer than others.
+        """
+        peers, real = self._store.peers, None
+        if peers.world == 1:
+            return _Entries(addresses, weights, None), torch.ones_like(addresses, dtype=torch.bool)
+        if keep:
+            addresses, weights = peers.gather(addresses), peers.gather(weights)
+            real = torch.ones_like(addresses, dtype=torch.bool)
+        else:
+            addresses, bags = gathered_padded(peers, addresses)
+            weights, _ = gathered_padded(peers, weights)
+            real = bags[:, None].expand_as(addresses)
+        rows = addresses - self._store.first_address(self.name)
+        here = (rows >= 0) & (rows < self._store.rows(self.name).values.shape[0])
+        return _Entries(torch.where(here, rows, 0), weights, here), real
 
     def begin_lookup(
         self, rows: NDArray[np.int64], weights: FloatArray, *, keep: bool, track: bool = False
@@ -198,14 +257,13 @@ class DeviceTable(TensorTable):
 
 
 class DeviceLookup:
-    """A lookup in a table on the device; see `TensorLookup`."""
+    """A lookup of `bags` tokens in a table on the device; see `TensorLookup`."""
 
-    def __init__(
-        self, store: DeviceStore, table: str, addresses: Tensor, weights: Tensor, *, keep: bool
-    ) -> None:
-        self.output = pool(store.rows(table).values, addresses, weights)
+    def __init__(self, store: DeviceStore, table: str, entries: _Entries, bags: int, *, keep: bool) -> None:
+        sums = pool(store.rows(table).values, entries.rows, entries.only_here(entries.weights))
+        self.output = store.peers.sum_of_mine(sums)[:bags]
         self._store, self._table, self._version, self._keep = store, table, store.version, keep
-        self._addresses, self._weights = addresses, weights
+        self._entries = entries
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
         if not self._keep:
@@ -215,13 +273,22 @@ class DeviceLookup:
                 f"This lookup was made at version {self._version}, the tables are at {self._store.version}."
             )
         self._keep = False
-        gradient = output_gradient.detach().float().contiguous()
-        bags, per_bag = self._addresses.shape
+        entries, peers, values = self._entries, self._store.peers, self._store.rows(self._table).values
+        gradient = peers.gather(output_gradient.detach().float().contiguous())
+        bags, per_bag = entries.rows.shape
         bag_of_entry = torch.arange(bags * per_bag, device=gradient.device) // per_bag
-        entries = RowGradients(self._addresses.flatten(), bag_of_entry, self._weights.flatten(), gradient)
-        self._store.contribute_rows(self._table, entries)
-        values = self._store.rows(self._table).values
-        return lambda: weight_gradient(values, self._addresses, gradient)
+        # The place behind the last row stands for the rows of others.
+        rows = (
+            entries.rows if entries.here is None else torch.where(entries.here, entries.rows, values.shape[0])
+        )
+        contributions = RowGradients(rows.flatten(), bag_of_entry, entries.weights.flatten(), gradient)
+        self._store.contribute_rows(self._table, contributions)
+
+        def finish() -> Tensor:
+            products = weight_gradient(values, entries.rows, gradient)
+            return peers.sum_of_mine(entries.only_here(products))
+
+        return finish
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -41,7 +41,8 @@ class RowTensors:
 class RowGradients:
     """Gradients by entry: row rows[e] gets weights[e] * vectors[vector_numbers[e]].
 
-    rows, vector_numbers int64 `[N]`, weights float32 `[N]`, vectors float32 `[V, D]`.
+    rows, vector_numbers int64 `[N]`, weights float32 `[N]`, vectors float32 `[V, D]`. Entries whose row is not below the
+    number of rows of the table are of rows that lie elsewhere, and are left out.
     """
 
     rows: Tensor
@@ -55,17 +56,17 @@ def floor_bytes(entries: int, distinct: int, dim: int, state_width: int, item_by
     return entries * (4 * dim + 24) + distinct * (2 * item_bytes * dim + 8 * state_width + 4)
 
 
-def squared_norm(gradients: RowGradients) -> Tensor:
+def squared_norm(gradients: RowGradients, table_rows: int) -> Tensor:
     """Sum of squares of all rows' summed gradients: a float32 scalar on the device."""
     by_row, order = gradients.rows.sort(stable=True)
     if not kernels_run_on(by_row.device):
-        return _summed(gradients)[1].square().sum()
+        return _summed(gradients, table_rows)[1].square().sum()
     squares = torch.zeros(by_row.numel(), device=by_row.device)
     if by_row.numel():
         dim = gradients.vectors.shape[1]
         _squares_kernel[(by_row.numel(),)](
             by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors, squares,
-            by_row.numel(), dim, C=power_of_two(dim),
+            by_row.numel(), table_rows, dim, C=power_of_two(dim),
         )  # fmt: skip
     return squares.sum()
 
@@ -79,14 +80,19 @@ def update_rows(
     learning_rate: float,
     scale: Tensor,
     seed: int,
+    first_address: int = 0,
 ) -> None:
-    """Update the rows that `gradients` names; `step` counts from 1, `scale` is a float32 scalar on the device."""
+    """Update the rows that `gradients` names; `step` counts from 1, `scale` is a float32 scalar on the device.
+
+    Row 0 of the table has the address `first_address`, by which bfloat16 is rounded.
+    """
     if not gradients.rows.numel():
         return
     if not kernels_run_on(table.values.device):
         update_reference(
-            optimizer, table, gradients, step=step, learning_rate=learning_rate, scale=scale, seed=seed
-        )
+            optimizer, table, gradients, step=step, learning_rate=learning_rate, scale=scale, seed=seed,
+            first_address=first_address,
+        )  # fmt: skip
         return
     beta1, beta2 = optimizer.betas
     by_row, order = gradients.rows.sort(stable=True)
@@ -95,7 +101,8 @@ def update_rows(
     _update_kernel[(by_row.numel(),)](
         by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors,
         table.values, table.first_state, table.second_state, table.last_step, scale,
-        by_row.numel(), dim, step, key - (key >> 31 << 32),  # as a signed number: one type, one compilation
+        by_row.numel(), table.values.shape[0], first_address, dim, step,
+        key - (key >> 31 << 32),  # as a signed number: one type, one compilation
         learning_rate, _corrected(optimizer, step, learning_rate), 1 - beta1, 1 - beta2, optimizer.eps,
         KIND=_KINDS.index(optimizer.kind), ROUND=table.values.dtype == torch.bfloat16, C=power_of_two(dim),
     )  # fmt: skip
@@ -110,9 +117,10 @@ def update_reference(
     learning_rate: float,
     scale: Tensor,
     seed: int,
+    first_address: int = 0,
 ) -> None:
     """`update_rows` in torch operations."""
-    rows, g = _summed(gradients)
+    rows, g = _summed(gradients, table.values.shape[0])
     g = g * scale
     first, second = table.first_state[rows], table.second_state[rows]
     beta1, beta2 = optimizer.betas
@@ -131,7 +139,9 @@ def update_reference(
         dim = moved.shape[1]
         half = (dim + 1) // 2
         words = _mixed_of(
-            _mixed_of(rows ^ _step_key(seed, step))[:, None] + torch.arange(half, device=moved.device) & _WORD
+            _mixed_of(rows + first_address ^ _step_key(seed, step))[:, None]
+            + torch.arange(half, device=moved.device)
+            & _WORD
         )
         noise = torch.cat([words & 0xFFFF, words >> 16], dim=1)[:, :dim]
         bits = (moved.view(torch.int32).long() & _WORD) + noise >> 16 & 0xFFFF
@@ -165,10 +175,11 @@ def _mixed_of(value: Tensor) -> Tensor:
     return value ^ value >> 16
 
 
-def _summed(gradients: RowGradients) -> tuple[Tensor, Tensor]:
-    """The distinct rows, ascending, and their gradients `[U, D]`."""
-    rows, group = torch.unique(gradients.rows, return_inverse=True)
-    contributions = gradients.weights[:, None] * gradients.vectors[gradients.vector_numbers]
+def _summed(gradients: RowGradients, table_rows: int) -> tuple[Tensor, Tensor]:
+    """The distinct rows of the table, ascending, and their gradients `[U, D]`."""
+    here = gradients.rows < table_rows
+    rows, group = torch.unique(gradients.rows[here], return_inverse=True)
+    contributions = gradients.weights[here, None] * gradients.vectors[gradients.vector_numbers[here]]
     summed = gradients.vectors.new_zeros(rows.numel(), gradients.vectors.shape[1])
     return rows, summed.index_add_(0, group, contributions)
 
@@ -200,11 +211,11 @@ def _sum_of_row(  # type: ignore[no-untyped-def]
 
 @kernel
 def _squares_kernel(  # type: ignore[no-untyped-def]
-    by_row, order, vector_numbers, weights, vectors, squares, entries, dim, C: tl.constexpr
+    by_row, order, vector_numbers, weights, vectors, squares, entries, table_rows, dim, C: tl.constexpr
 ):
     begin = tl.program_id(0).to(tl.int64)
     row = tl.load(by_row + begin)
-    if row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1):
+    if (row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1)) & (row < table_rows):
         total = _sum_of_row(begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C)
         tl.store(squares + begin, tl.sum(total * total, axis=0))
 
@@ -213,13 +224,13 @@ def _squares_kernel(  # type: ignore[no-untyped-def]
 def _update_kernel(  # type: ignore[no-untyped-def]
     by_row, order, vector_numbers, weights, vectors,
     values, first_state, second_state, last_step, scale,
-    entries, dim, step, step_key,
+    entries, table_rows, first_address, dim, step, step_key,
     rate, corrected, one_minus_beta1, one_minus_beta2, eps,
     KIND: tl.constexpr, ROUND: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     begin = tl.program_id(0).to(tl.int64)
     row = tl.load(by_row + begin)
-    if row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1):
+    if (row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1)) & (row < table_rows):
         column = tl.arange(0, C)
         inside = column < dim
         g = tl.load(scale) * _sum_of_row(
@@ -252,7 +263,7 @@ def _update_kernel(  # type: ignore[no-untyped-def]
         place = values + row * dim + column
         moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
         if ROUND:
-            key = _mix(row.to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
+            key = _mix((row + first_address).to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
             half = (dim + 1) // 2
             word = _mix(key + tl.where(column < half, column, column - half).to(tl.uint32))
             noise = tl.where(column < half, word & 0xFFFF, word >> 16)

@@ -122,5 +122,5 @@ def test_accesses_are_counted_as_shards_count_them() -> None:
 def test_what_a_device_can_not_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="float32 or bfloat16"):
         on_device(0, dtype="float64")
-    with pytest.raises(UsageError, match="serves one trainer, not 2"):
+    with pytest.raises(UsageError, match="2 trainers can't share them"):
         on_device(0).store.take_over(2)

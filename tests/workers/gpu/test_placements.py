@@ -140,7 +140,8 @@ def remove_last_cut(folder: Path) -> None:
             "carrier auto with 1 shards can't serve it; use carrier in_process",
         ),
         ("gpu", {"store__shards": 2}, "carrier in_process with 2 shards can't serve it"),
-        ("gpu", {"train__trainers": 2}, "in_process serves one trainer, not 2"),
+        ("host", {"train__trainers": 2}, "in_process serves one trainer, not 2"),
+        ("gpu", {"train__trainers": 2, "store__carrier": "grpc"}, "can't serve it; use carrier in_process"),
         ("cached", {"store__lookup": "pool"}, "cached fetches rows, and pool returns sums of them"),
         (
             "cached",
@@ -159,6 +160,7 @@ def test_what_can_not_be_is_refused(corpus: Path, placement: str, changes: dict[
 def test_what_the_device_has_no_room_for_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(corpus, "gpu")
     assert job.device_bytes() == job.table_bytes()
+    assert job_of(corpus, "gpu", train__trainers=2).device_bytes() == job.table_bytes() // 2
     assert job_of(corpus, "cached").device_bytes() == 200 * 32 * 4
     assert job_of(corpus, "cached", memory__cached_rows=10**6).device_bytes() == 32 * 32 * 32 * 4
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -1,0 +1,26 @@
+"""What tests look at, and whom they kill, while a job runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from workers.report import read_records
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(record.step, record.loss) for record in read_records(folder / "metrics.jsonl")]
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and len(read_records(folder / "metrics.jsonl")) < steps:
+        time.sleep(0.05)
+
+
+def processes_named(part: str) -> list[int]:
+    """Those under this one whose command line has `part`; Ray gives its processes the names of their actors."""
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if part in " ".join(child.cmdline())]
