@@ -1,11 +1,11 @@
 """The dense blocks of a model, compiled for training (`train.compile`): attention, and feed-forward where there is one.
 
-A block is one graph without a break (`fullgraph`). Memories stay outside: their lookups leave the process. Layers of
-one shape share one compiled block; and training has one shape of batch. What runs without a
-gradient (evaluation) runs as it is written, so that its short last batches compile nothing. Parameters keep their names.
+A block is one graph without a break (`fullgraph`). Memories stay outside: their lookups leave the process. All layers share
+what was compiled, and training has one shape of batch. What runs without a gradient (evaluation) runs as it is written, so
+that its short last batches compile nothing. Parameters keep their names.
 
-On a GPU a block is replayed as a CUDA graph (mode reduce-overhead). Such a graph writes its results to the same memory at
-each replay, and nothing that it does not know of may still read them there. Therefore:
+On a GPU a block is replayed as a CUDA graph (mode reduce-overhead; it never ran on one). Such a graph writes its results to
+the same memory at each replay, and nothing that it does not know of may still read them there. Therefore:
 
 - a forward pass begins a new round of replays: of the one before, its backward pass included, nothing is used any more;
 - gradients of parameters, which add up over micro-batches, lie in memory of their own from the start, and are set to zero
