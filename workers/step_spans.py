@@ -16,7 +16,6 @@ import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from memory_store.table_spec import TableSpec
 from memory_store.traced_requests import TracedCarrier
 from workers.ranks import Ranks
 from workers.step_traces import StepTraces
-from workers.transformer import Layer, Transformer
+from workers.transformer import Transformer
 
 _TRACE_BYTES = 16
 
@@ -49,7 +48,7 @@ class StepSpans(StepTraces):
         self._innermost: Span | None = None
         if store is not None:
             store.send_through(lambda shard, carrier: TracedCarrier(shard, carrier, spans))
-            for number, layer in enumerate(cast(list[Layer], list(model.layers)), 1):
+            for number, layer in enumerate(model.blocks(), 1):
                 if layer.memory is not None:
                     layer.memory.table = _TracedTable(self, store, layer.memory.table.spec, number)
 

@@ -25,6 +25,7 @@ from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import access_map, touched_share
 from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
+from workers.compiled_blocks import compile_blocks
 from workers.corpus import open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
@@ -89,6 +90,8 @@ class Trainer:
         self.model = build_model(job, self.corpus.info.vocabulary_size, tables, ranks.device)
         if job.train.only_rows is not None:
             freeze_all_but_rows(self.model, self.model.memories(), run, job.train.only_rows)
+        if job.train.compile:
+            compile_blocks(self.model, ranks.device)
         self.parallel: nn.Module = _Loss(self.model)
         if ranks.world > 1:
             # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
@@ -172,7 +175,7 @@ class Trainer:
         # Frozen whole, the statistics of the query norm too, if only rows learn.
         self.model.train(train.only_rows is None)
         buffers = self._buffers()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not train.compile)
 
         losses: list[Tensor] = []
         for micro in range(train.gradient_accumulation):
@@ -308,9 +311,8 @@ class Trainer:
         return nullcontext()
 
     def _precision(self) -> AbstractContextManager[object]:
-        if self.job.train.precision == "bfloat16":
-            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        bfloat16 = self.job.train.precision == "bfloat16"
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     # ---- beside the step -----------------------------------------------------------------------------------------
 
