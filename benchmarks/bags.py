@@ -101,20 +101,28 @@ class TorchSparseAdam:
         return self._bag.weight.detach().numpy()[rows]
 
 
+def fbgemm_bag(rows: int, dim: int, device: torch.device) -> Any:
+    """FBGEMM's table of `rows` x `dim`, with exact row-wise Adagrad fused into its backward pass."""
+    # An extra, which need not be installed, and without types.
+    settings = import_module("fbgemm_gpu.split_embedding_configs")
+    tables = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
+    on_gpu = device.type == "cuda"
+    place = tables.EmbeddingLocation.DEVICE if on_gpu else tables.EmbeddingLocation.HOST
+    computes = tables.ComputeDevice.CUDA if on_gpu else tables.ComputeDevice.CPU
+    return tables.SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, place, computes)],
+        optimizer=settings.EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=LEARNING_RATE,
+        eps=EPS,
+        device=device,
+    )
+
+
 class FbgemmRowwiseAdagrad:
     """FBGEMM's table-batched embedding on the CPU, with exact row-wise Adagrad fused into its backward pass."""
 
     def __init__(self, values: Floats, bags: Bags) -> None:
-        # An extra, which need not be installed, and without types.
-        settings = import_module("fbgemm_gpu.split_embedding_configs")
-        tables = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
-        rows, dim = values.shape
-        self._bag: Any = tables.SplitTableBatchedEmbeddingBagsCodegen(
-            [(rows, dim, tables.EmbeddingLocation.HOST, tables.ComputeDevice.CPU)],
-            optimizer=settings.EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            learning_rate=LEARNING_RATE,
-            eps=EPS,
-        )
+        self._bag = fbgemm_bag(*values.shape, torch.device("cpu"))
         self._values: Tensor = self._bag.split_embedding_weights()[0]
         self._values.copy_(torch.from_numpy(values))
         count, per_bag = bags.rows.shape

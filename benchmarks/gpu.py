@@ -1,8 +1,10 @@
 """The `gpu` benchmark: tokens/s by placement of the table and by its size, and the kernels against their floors.
 
 A kernel's rate is its floor's bytes over its time, beside the rate of a copy on the same device. A step is that of
-benchmarks/training_steps.py, by wall clock, the device waited for at both ends. Also counted: the calls of a step that
-wait for the device (torch.cuda.set_sync_debug_mode), and of the cache the share of different rows that it held.
+benchmarks/training_steps.py, by wall clock, the device waited for at both ends; of its parts, each waited for, the sum is
+more than the step. Also counted: the calls of a step that wait for the device (torch.cuda.set_sync_debug_mode), and of the
+cache the share of different rows that it held. Peers of the kernels are EmbeddingBag, FBGEMM where it is installed, and the
+selection that writes all scores.
 
 Without a GPU there are no figures. `--device cpu --quick` runs all of it at tiny sizes on the CPU, only to show that it
 works.
@@ -12,13 +14,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bags import FbgemmRowwiseAdagrad, fbgemm_bag
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.training_steps import LEARNING_RATE, VALUES, Batch, TrainedModel
 from memory_store.client import StoreClient
@@ -26,6 +31,7 @@ from memory_store.errors import UsageError
 from memory_store.opening import in_process_store
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
+from workers.compiled_blocks import compile_blocks
 from workers.gpu import pooling, row_update, selection
 from workers.gpu.cached_table import CachedTable
 from workers.gpu.device_store import DeviceStore
@@ -33,6 +39,10 @@ from workers.job_spec import MemorySpec, ModelSpec
 from workers.transformer import Transformer
 
 HOST, CACHED, GPU = "host", "cached", "gpu"
+COMPILED = "host, compiled"
+
+
+_Action = tuple[int, Callable[[], object]]  # the bytes that it must move, and the work
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ def run(size: GpuSize, *, quick: bool, device_name: str = "cuda") -> BenchmarkRu
         for placement in (GPU, CACHED, HOST):
             if placement != GPU or bits <= size.gpu_bits_max:
                 rates[placement, bits] = _measure_steps(recorder, size, device, placement, bits)
+    if device.type == "cuda":  # for a CPU it takes longer than all the rest
+        _measure_steps(recorder, size, device, COMPILED, max(size.table_bits))
     both = max(bits for placement, bits in rates if placement == GPU)
     if device.type == "cuda":
         recorder.ratio("host_over_gpu_table", rates[HOST, both] / rates[GPU, both])
@@ -119,13 +131,14 @@ def _measure_kernels(recorder: Recorder, size: GpuSize, device: torch.device) ->
             VALUES, table, gradients, step=1, learning_rate=LEARNING_RATE, scale=one, seed=0
         )
 
-    actions: dict[str, tuple[int, Callable[[], object]]] = {
+    actions: dict[str, _Action] = {
         "copy": (2 * size.copy_bytes, lambda: target.copy_(source)),
         "pool": (pooled, lambda: pooling.pool(values, chosen, weights)),
         "pool: EmbeddingBag": (
             pooled,
             lambda: F.embedding_bag(chosen, values, per_sample_weights=weights, mode="sum"),
         ),
+        **_fbgemm(values, chosen, weights, gradient, pooled, updated),
         "weight gradient": (pooled, lambda: pooling.weight_gradient(values, chosen, gradient)),
         "row update": (updated, update),
         "selection": (chosen_bytes, lambda: selection.select(queries, sub_keys, k)),
@@ -135,6 +148,30 @@ def _measure_kernels(recorder: Recorder, size: GpuSize, device: torch.device) ->
         seconds = [_seconds(action, device) for _ in range(size.repeats + 1)][1:]
         recorder.add("kernel time", "ms", [1e3 * second for second in seconds], kernel=name)
         recorder.add("kernel rate", "GB/s", [size_bytes / second / 1e9 for second in seconds], kernel=name)
+
+
+def _fbgemm(
+    values: Tensor, chosen: Tensor, weights: Tensor, gradient: Tensor, pooled: int, updated: int
+) -> dict[str, _Action]:
+    """FBGEMM's table-batched embedding of the same rows: its sums, and both passes, row-wise Adagrad in the second."""
+    if not FbgemmRowwiseAdagrad.installed():
+        return {}
+    bag = fbgemm_bag(values.shape[0], values.shape[1], values.device)
+    bag.split_embedding_weights()[0].copy_(values)
+    offsets = torch.arange(0, chosen.numel() + 1, chosen.shape[1], device=values.device)
+    rows, entry_weights = chosen.flatten(), weights.flatten()
+
+    def both_passes() -> None:
+        bag(rows, offsets, per_sample_weights=entry_weights).backward(gradient)
+
+    def sums() -> None:
+        with torch.no_grad():
+            bag(rows, offsets, per_sample_weights=entry_weights)
+
+    return {
+        "pool: FBGEMM": (pooled, sums),
+        "pool and row-wise update: FBGEMM": (pooled + updated, both_passes),
+    }
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------
@@ -163,7 +200,12 @@ def _measure_steps(
     def apply() -> None:
         store.step({"memory": LEARNING_RATE})
 
-    trained = TrainedModel(model, list(model.parameters()), apply, store.synchronise)
+    compiled = placement == COMPILED
+    if compiled:
+        compile_blocks(model, device)
+    trained = TrainedModel(
+        model, list(model.parameters()), apply, store.synchronise, keeps_gradients=compiled
+    )
     lengths = (size.sequences, size.sequence_length, size.vocabulary_size)
     drawn = [Batch.drawn(*lengths, seed) for seed in range(4)]
     batches = [Batch(batch.tokens.to(device), batch.targets.to(device)) for batch in drawn]
@@ -174,6 +216,11 @@ def _measure_steps(
     ]
     trained.settle()
     case = {"placement": placement, "rows": f"2^{bits}"}
+    parts: dict[str, list[float]] = {}
+    for step in range(size.repeats):
+        trained.step(batches[step % 4], partial(_timed, device, parts))
+    for name, taken in parts.items():
+        recorder.add("part of a step", "ms", [1e3 * second for second in taken], part=name, **case)
     tokens = size.sequences * size.sequence_length
     recorder.add("step", "ms", [1e3 * second for second in seconds], **case)
     rate = recorder.add("training rate", "tokens/s", [tokens / second for second in seconds], **case)
@@ -183,6 +230,16 @@ def _measure_steps(
         recorder.add("device memory", "GB", [torch.cuda.max_memory_allocated() / 1e9], **case)
         recorder.add("waits for the device", "calls", [_waits(lambda: trained.step(batches[0]))], **case)
     return rate.median
+
+
+@contextmanager
+def _timed(device: torch.device, parts: dict[str, list[float]], name: str) -> Iterator[None]:
+    """Add the seconds of one part of a step, up to the end of what it has begun on the device."""
+    _wait(device)
+    begun = time.perf_counter()
+    yield
+    _wait(device)
+    parts.setdefault(name, []).append(time.perf_counter() - begun)
 
 
 def _waits(action: Callable[[], object]) -> float:
@@ -199,10 +256,13 @@ def _waits(action: Callable[[], object]) -> float:
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
     """Seconds from the call to the end of all that it has begun on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    _wait(device)
     begun = time.perf_counter()
     action()
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun

@@ -6,6 +6,7 @@ All start from the same weights and values and see the same batches; the dense p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +18,7 @@ from benchmarks.plain_memory import PlainMemory
 from memory_store.client import StoreClient
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
+from workers.gpu.transfers import numbers_of
 from workers.job_spec import ModelSpec
 from workers.memory_layer import MemoryLayer
 from workers.memory_spec import MemorySpec
@@ -26,6 +28,13 @@ LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
 VALUES = OptimizerSpec("adam", betas=(0.9, 0.999), eps=1e-8)
+
+
+Part = Callable[[str], AbstractContextManager[object]]
+
+
+def _untimed(name: str) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,10 @@ class Batch:
 
 
 class TrainedModel:
-    """A model with what its step needs. `apply` moves what is not in the dense optimizer; `settle` waits for it."""
+    """A model with what its step needs. `apply` moves what is not in the dense optimizer; `settle` waits for it.
+
+    With `keeps_gradients` they are set to zero instead of being given up, as compiled blocks need it.
+    """
 
     def __init__(
         self,
@@ -54,20 +66,28 @@ class TrainedModel:
         dense: list[nn.Parameter],
         apply: Callable[[], None] = lambda: None,
         settle: Callable[[], None] = lambda: None,
+        *,
+        keeps_gradients: bool = False,
     ) -> None:
+        self._keeps_gradients = keeps_gradients
         self._model, self._dense, self._apply, self.settle = model, dense, apply, settle
         self._optimizer = torch.optim.AdamW(dense, LEARNING_RATE, betas=BETAS, weight_decay=0.0)
 
-    def step(self, batch: Batch) -> float:
-        """One training step, as workers/training.py makes it; returns the loss."""
+    def step(self, batch: Batch, part: Part = _untimed) -> float:
+        """One training step, as workers/training.py makes it; returns the loss. `part` is entered round each of its parts."""
         self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._model.loss(batch.tokens, batch.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._dense, CLIP_NORM)
-        self._optimizer.step()
-        self._apply()
-        return loss.item()
+        self._optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+        with part("forward"):
+            loss = self._model.loss(batch.tokens, batch.targets)
+        with part("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        with part("dense optimizer"):
+            norm = nn.utils.clip_grad_norm_(self._dense, CLIP_NORM)
+            told = numbers_of(norm, loss)
+            self._optimizer.step()
+        with part("tables"):
+            self._apply()
+        return told()[1]
 
     @torch.no_grad()
     def infer(self, batch: Batch) -> Tensor:

@@ -3,6 +3,8 @@
 A shard that keeps to the cores of one node has its rows in the memory of that node, where Linux puts a page when it is first
 touched. The shards of a host take its nodes in turn. Where there are fewer shards than nodes, each has all cores: to do
 without half of them would cost more than the way to the other half of the memory.
+
+A process that copies from and to a device, as a trainer does with its GPU, keeps to the node at which the device is attached.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NODES = Path("/sys/devices/system/node")
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,19 @@ def keep_to_one_node(shard: Neighbours, nodes: Path = _NODES) -> None:
         return
     if 1 < len(found) <= shard.shards:
         os.sched_setaffinity(0, found[shard.place % len(found)])
+
+
+def keep_beside_device(address: str, devices: Path = _PCI_DEVICES, nodes: Path = _NODES) -> None:
+    """Have this thread, and those that it starts, run on the cores beside the device with a PCI address (0000:3b:00.0).
+
+    Nothing changes where Linux does not tell its node (-1 on a host with one), or that node has all cores that this thread
+    may use, or none of them.
+    """
+    try:
+        node = int((devices / address / "numa_node").read_text())
+        cores = _numbers((nodes / f"node{node}" / "cpulist").read_text())
+        allowed = frozenset(os.sched_getaffinity(0))
+    except (OSError, ValueError):
+        return
+    if frozenset() < cores & allowed < allowed:
+        os.sched_setaffinity(0, cores & allowed)

@@ -92,6 +92,8 @@ class TrainSpec(Spec):
     """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the dense part runs; auto takes CUDA where there is one."""
+    compile: bool = False
+    """Compile attention and feed-forward (torch.compile), on a GPU into CUDA graphs; needs a compiler: g++, on a GPU gcc."""
     silent_after: float = Field(default=120.0, ge=1, le=86_400)
     """Seconds without a sign of life, or of progress, after which a shard or a trainer is ended and started again."""
     evaluate_every: int = Field(default=200, ge=1)

@@ -26,6 +26,8 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
+    if job.train.compile:
+        _check_compiler(job)
     if job.device_bytes():
         _check_device_memory(job)
 
@@ -54,6 +56,15 @@ def _check_cuda(job: JobSpec) -> None:
         raise UsageError(
             f"train.{setting} needs a CUDA device, and none is usable here; use device: auto and precision: float32."
         )
+
+
+def _check_compiler(job: JobSpec) -> None:
+    import torch
+
+    from workers.compiled_blocks import check_compiler
+
+    on_cpu = job.train.device == "cpu" or not torch.cuda.is_available()
+    check_compiler(torch.device("cpu" if on_cpu else "cuda"))
 
 
 def _check_device_memory(job: JobSpec) -> None:

@@ -1,6 +1,7 @@
 """The trainers of a job as one trainer sees them: its rank, and the few collectives that training needs.
 
-Nothing is pickled: what ranks tell each other are tensors. With one trainer no process group is needed.
+Nothing is pickled: what ranks tell each other are tensors. Numbers that a host needs go from host to host, so that nobody
+waits for a device to learn them. With one trainer no process group is needed.
 """
 
 from __future__ import annotations
@@ -34,15 +35,13 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all trainers."""
-        if self.world > 1:
-            with self.waiting():
-                dist.barrier()
+        self.sum(0.0)
 
     def sum(self, *numbers: float) -> list[float]:
         """Sums over all trainers, in float64."""
         if self.world == 1:
             return list(numbers)
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(numbers, dtype=torch.float64)
         with self.waiting():
             dist.all_reduce(tensor)
         return [float(number) for number in tensor.tolist()]
@@ -59,7 +58,7 @@ class Ranks:
         """The leader's number, at every trainer."""
         if self.world == 1:
             return number
-        tensor = torch.tensor([number], dtype=torch.int64, device=self.device)
+        tensor = torch.tensor([number], dtype=torch.int64)
         with self.waiting():
             dist.broadcast(tensor, 0)
         return int(tensor.item())
@@ -68,9 +67,7 @@ class Ranks:
         """The texts, of ASCII and below 256 letters, of all trainers."""
         if self.world == 1:
             return [text]
-        mine = torch.tensor(
-            list(text.encode("ascii").ljust(_TEXT_BYTES_MAX)), dtype=torch.int64, device=self.device
-        )
+        mine = torch.tensor(list(text.encode("ascii").ljust(_TEXT_BYTES_MAX)), dtype=torch.int64)
         found = [torch.empty_like(mine) for _ in range(self.world)]
         with self.waiting():
             dist.all_gather(found, mine)
@@ -81,7 +78,7 @@ class Ranks:
         if self.world == 1 and sender is not None:
             return sender
         session = sender.session if sender is not None else "0" * _SESSION_BYTES
-        letters = torch.tensor(list(session.encode()), dtype=torch.int64, device=self.device)
+        letters = torch.tensor(list(session.encode()), dtype=torch.int64)
         dist.broadcast(letters, 0)
         epoch = self.from_leader(sender.epoch if sender is not None else 0)
         return Sender(bytes(letters.tolist()).decode(), epoch, self.rank)

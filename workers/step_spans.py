@@ -7,7 +7,8 @@
           request ...   under each of these, and under commit (memory_store/traced_requests.py)
 
 A step has one trace, in which every trainer has a step. The way of the row gradients, and the shards' work on a commit, go
-on beside what the trainer does next: these requests may end after the span they were made in.
+on beside what the trainer does next: these requests may end after the span they were made in. Tables on the trainer's
+device, whole or as copies, have no spans of lookups.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ from memory_store.table_spec import TableSpec
 from memory_store.traced_requests import TracedCarrier
 from workers.ranks import Ranks
 from workers.step_traces import StepTraces
-from workers.transformer import Layer, Transformer
+from workers.tensor_tables import TensorTable
+from workers.transformer import Transformer
 
 _TRACE_BYTES = 16
 
@@ -49,8 +50,9 @@ class StepSpans(StepTraces):
         self._innermost: Span | None = None
         if store is not None:
             store.send_through(lambda shard, carrier: TracedCarrier(shard, carrier, spans))
-            for number, layer in enumerate(cast(list[Layer], list(model.layers)), 1):
-                if layer.memory is not None:
+            for number, layer in enumerate(model.blocks(), 1):
+                # What layers look up on their device asks no shard: its time is in forward and backward.
+                if layer.memory is not None and not isinstance(layer.memory.table, TensorTable):
                     layer.memory.table = _TracedTable(self, store, layer.memory.table.spec, number)
 
     @contextmanager

@@ -31,18 +31,18 @@ class SynchronisedBatchNorm(nn.BatchNorm1d):
         mean = sums[:-1] / count
         centred = input - mean
         variance = total(centred.square().sum(0)) / count
-        if count > 1:
-            unbiased = variance * count / (count - 1)
-            self._track(mean.detach(), unbiased.detach())
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self._track(mean.detach(), unbiased.detach(), count > 1)
         return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
 
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, enough: Tensor) -> None:
+        """Move the running statistics, where there are `enough` tokens: a number on the device, for which nobody waits."""
         assert self.momentum is not None
         for running, current in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
-            running.lerp_(current, self.momentum)
+            running.lerp_(current, self.momentum * enough.to(running.dtype))
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
+        self.num_batches_tracked += enough
 
 
 def _sum_over_ranks(part: Tensor) -> Tensor:

@@ -55,15 +55,13 @@ class TrainerActor:
         self, work: Callable[[Ranks], None], rank: int, world: int, meeting: tuple[str, int] | None
     ) -> None:
         """Do `work` as one of `world` ranks, to its end."""
-        import torch
         import torch.distributed as dist
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        from workers.trainer_device import own_device
+        from workers.trainer_device import own_device, take_device
 
         device = own_device(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        take_device(device)
         if meeting is not None:
             store = (
                 self._meeting
@@ -71,7 +69,7 @@ class TrainerActor:
                 else TCPStore(*meeting, world, is_master=False, timeout=_MEET_TIMEOUT)
             )
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=store,
                 rank=rank,
                 world_size=world,

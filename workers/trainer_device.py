@@ -1,10 +1,17 @@
-"""The GPU of a trainer: one for each, several on a host, as Ray has given them out."""
+"""The GPU of a trainer: one for each, several on a host, as Ray has given them out.
+
+A trainer's process keeps to the cores beside its GPU, so that what it makes page-locked lies in the memory beside it too.
+Not so with store.carrier in_process: there the trainer shares a process, and threads, with shards that use all cores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+from memory_store.numa import keep_beside_device
 
 
 def own_device(gpu_ids: Sequence[int | str], visible: str | None) -> torch.device:
@@ -20,3 +27,11 @@ def own_device(gpu_ids: Sequence[int | str], visible: str | None) -> torch.devic
         return torch.device("cuda", int(name))
     seen = [part.strip() for part in visible.split(",")]
     return torch.device("cuda", seen.index(name) if name in seen else 0)
+
+
+def take_device(device: torch.device) -> None:
+    """Make a trainer's own device the one that its process uses, from the cores beside it if it is a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        place: Any = torch.cuda.get_device_properties(device)  # whose types torch does not tell in full
+        keep_beside_device(f"{place.pci_domain_id:04x}:{place.pci_bus_id:02x}:{place.pci_device_id:02x}.0")

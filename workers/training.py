@@ -18,22 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from memory_store.calls import Waiting
 from memory_store.client import StoreClient
 from memory_store.cuts import complete_cuts, cut_folder, cut_step
 from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.statistics import access_map, touched_share
 from workers.access_map_file import save_access_map
 from workers.batches import TrainingBatches
+from workers.compiled_blocks import compile_blocks
 from workers.corpus import open_corpus
 from workers.cut_writer import CutWriter
 from workers.evaluation import all_the_same, evaluate, shard_lives
 from workers.events import tell
-from workers.gpu.transfers import transfers
+from workers.gpu.transfers import numbers_of, transfers
 from workers.halt import Halt, wanted_halt
 from workers.heartbeat import BEGUN, COMMITTED, EVALUATION, WAITING, At, unnoticed
 from workers.job_spec import JobSpec
 from workers.learning_rows import freeze_all_but_rows
-from workers.memory_layer import MemoryLayer
 from workers.metrics_log import MetricsLog
 from workers.move import begin_pause, read_pause
 from workers.ranks import Ranks
@@ -89,6 +90,8 @@ class Trainer:
         self.model = build_model(job, self.corpus.info.vocabulary_size, tables, ranks.device)
         if job.train.only_rows is not None:
             freeze_all_but_rows(self.model, self.model.memories(), run, job.train.only_rows)
+        if job.train.compile:
+            compile_blocks(self.model, ranks.device)
         self.parallel: nn.Module = _Loss(self.model)
         if ranks.world > 1:
             # Query normalisation synchronises its own statistics, so buffers are the same everywhere already.
@@ -160,10 +163,8 @@ class Trainer:
             store.version = self.step
 
     def _new_map(self) -> TrainingMap | None:
-        layers = [module for module in self.model.modules() if isinstance(module, MemoryLayer)]
-        if self.job.memory is None or not layers:
-            return None
-        return TrainingMap(self.run.training_map_path, layers, self.job.memory.sub_keys, self.step)
+        memory, layers = self.job.memory, list(self.model.memories().values())
+        return TrainingMap(self.run.training_map_path, layers, memory.sub_keys, self.step) if memory else None
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class Trainer:
         # Frozen whole, the statistics of the query norm too, if only rows learn.
         self.model.train(train.only_rows is None)
         buffers = self._buffers()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not train.compile)
 
         losses: list[Tensor] = []
         for micro in range(train.gradient_accumulation):
@@ -194,7 +195,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm or float("inf"))
-        skipped = self._is_to_be_skipped(norm)
+        told = numbers_of(norm, *losses)
+        skipped = self._is_to_be_skipped(told)
         if skipped:
             with self.traces.part("commit"):
                 self._put_back(buffers)
@@ -210,14 +212,14 @@ class Trainer:
         self.step += 1
         self.at(self.step, COMMITTED, f"what follows the commit of step {self.step - 1}")
         wanted = float(ranks.leads and self._sees_stop())
-        loss_total, wanted = ranks.sum(sum(loss.item() for loss in losses), wanted)
+        loss_total, wanted = ranks.sum(sum(told()[1:]), wanted)
         self._stop_wanted = bool(wanted)
         seconds = time.perf_counter() - begun
         return StepRecord(
             step=self.step,
             loss=loss_total / ranks.world,
             learning_rate=rate,
-            gradient_norm=float(norm),
+            gradient_norm=told()[0],
             seconds=seconds,
             tokens_per_second=train.batch_tokens / seconds,
             values_learning_rate=values_rate,
@@ -263,16 +265,16 @@ class Trainer:
         result = self.store.step(dict.fromkeys(self.store.specs, rate), clip)
         return rate, max(result.gradient_norms.values(), default=None)
 
-    def _is_to_be_skipped(self, norm: Tensor) -> bool:
-        """Whether a gradient of this step, at any trainer, is not finite, and the job wants to go on.
+    def _is_to_be_skipped(self, told: Waiting[list[float]]) -> bool:
+        """Whether a gradient of this step, its norm told first, is not finite at any trainer, and the job wants to go on.
 
         Raises NonFiniteGradientError if the job ends with such a gradient, or if one step after the other has one.
         """
         # The shards first: a device may still be busy with the norm, the first thing of a step that is waited for.
         error: StoreError | None = self.store.refusal() if self.store is not None else None
-        if error is None and not math.isfinite(norm):
+        if error is None and not math.isfinite(norm := told()[0]):
             error = NonFiniteGradientError(
-                f"The norm of the dense gradient of step {self.step} is {float(norm)}; nothing was changed. "
+                f"The norm of the dense gradient of step {self.step} is {norm}; nothing was changed. "
                 "Lower the learning rate, or go on over such steps with train.non_finite: skip."
             )
         if self.job.train.non_finite == "fail":
@@ -309,9 +311,8 @@ class Trainer:
         return nullcontext()
 
     def _precision(self) -> AbstractContextManager[object]:
-        if self.job.train.precision == "bfloat16":
-            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        bfloat16 = self.job.train.precision == "bfloat16"
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     # ---- beside the step -----------------------------------------------------------------------------------------
 

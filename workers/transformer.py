@@ -113,8 +113,12 @@ class Transformer(nn.Module):
 
     def memories(self) -> dict[int, MemoryLayer]:
         """The memory layers by their number, from 1."""
-        layers = enumerate(cast(list[Layer], list(self.layers)), start=1)
+        layers = enumerate(self.blocks(), start=1)
         return {number: layer.memory for number, layer in layers if layer.memory is not None}
+
+    def blocks(self) -> list[Layer]:
+        """The layers, the first one first."""
+        return cast(list[Layer], list(self.layers))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for AdamW: the matrices decay; norms, biases and sub-keys don't."""
@@ -126,7 +130,7 @@ class Transformer(nn.Module):
         """Tokens `[B, L]` -> the normalised residual stream after the last layer `[B, L, dim]`."""
         x: Tensor = self.embedding(tokens)
         rotation = rotary_angles(tokens.shape[1], self.head_width, tokens.device)
-        layers = cast(list[Layer], list(self.layers))
+        layers = self.blocks()
         # What the next layers have asked for, in their order; the first layers were asked by none.
         recalls: deque[Waiting[Tensor] | None] = deque([None] * self.look_ahead)
         for layer, asking in zip_longest(layers, layers[self.look_ahead :]):
@@ -165,10 +169,16 @@ class Layer(nn.Module):
     def feed(self, x: Tensor, recall: Waiting[Tensor] | None) -> Tensor:
         """The second half; `recall` is what `begin_recall` gave."""
         if self.feed_forward is not None:
-            x = x + self.feed_forward(self.norm(x))
+            x = self.add_feed_forward(x)
         if recall is not None:
             x = x + recall()
         return x
+
+    def add_feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of a layer with feed-forward, without its memory."""
+        assert self.feed_forward is not None
+        added: Tensor = self.feed_forward(self.norm(x))
+        return x + added
 
 
 class Attention(nn.Module):

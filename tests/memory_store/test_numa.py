@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from memory_store.numa import Neighbours, cores_of_nodes, keep_to_one_node, neighbours
+from memory_store.numa import (
+    Neighbours,
+    cores_of_nodes,
+    keep_beside_device,
+    keep_to_one_node,
+    neighbours,
+)
 
 ALL = frozenset(range(64))
 TWO = {"node0": "0-3,8-11\n", "node1": "4-7,12-15\n"}
@@ -77,6 +83,47 @@ def test_a_host_that_does_not_tell_is_left_alone(tmp_path: Path, monkeypatch: py
     (tmp_path / "node0").mkdir()  # without its list
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: pytest.fail("moved"))
     keep_to_one_node(Neighbours(0, 4), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("node", "nodes", "allowed", "kept"),
+    [
+        ("1\n", TWO, ALL, {4, 5, 6, 7, 12, 13, 14, 15}),
+        ("0\n", TWO, frozenset({2, 3, 4}), {2, 3}),
+        ("1\n", TWO, frozenset({0, 1}), None),  # it may use none of them
+        ("1\n", TWO, frozenset({4, 5}), None),  # it has no others
+        ("0\n", {"node0": "0-63\n"}, ALL, None),
+        ("-1\n", TWO, ALL, None),
+        ("2\n", TWO, ALL, None),
+        ("\n", TWO, ALL, None),
+        (None, TWO, ALL, None),
+        ("0\n", {"node0": "\n", "node1": "0-63\n"}, ALL, None),  # memory alone
+    ],
+)
+def test_a_process_keeps_to_the_cores_beside_a_device(
+    node: str | None,
+    nodes: dict[str, str],
+    allowed: frozenset[int],
+    kept: set[int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = tmp_path / "devices" / "0001:c1:00.0"
+    device.mkdir(parents=True)
+    if node is not None:
+        (device / "numa_node").write_text(node)
+    (tmp_path / "nodes").mkdir()
+    made_up(tmp_path / "nodes", nodes)
+    found: list[frozenset[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(allowed))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: found.append(cores))
+    keep_beside_device(device.name, device.parent, tmp_path / "nodes")
+    assert found == ([] if kept is None else [kept])
+
+
+def test_a_device_that_is_not_there_moves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: pytest.fail("moved"))
+    keep_beside_device("ffff:ff:1f.0")
 
 
 def test_neighbours_are_numbered_on_each_host() -> None:

@@ -137,6 +137,15 @@ def test_plain_pytorch_computes_the_very_same_logits(trained: TrainedModel, tmp_
     assert torch.equal(exported_logits(tmp_path / "model", trained), trained_logits(trained))
 
 
+def test_under_autocast_too(trained: TrainedModel, tmp_path: Path):
+    """The memory selects and sums in float32 there, as it does in training; what the trainer casts is cast."""
+    export_model(trained, tmp_path / "model")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = exported_logits(tmp_path / "model", trained), trained_logits(trained)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, trained_logits(trained))
+
+
 @pytest.mark.parametrize("table", ["bfloat16", "int8"])
 def test_with_rounded_tables_the_logits_are_those_of_the_rounded_values(
     trained: TrainedModel, tmp_path: Path, table: str

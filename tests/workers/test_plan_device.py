@@ -117,7 +117,9 @@ def test_lookups_hold_what_a_plan_says() -> None:
     (table,) = (store.table(name) for name in store.specs)
     rows, weights = torch.randint(ROWS, (T, N // T)), torch.rand(T, N // T)
     lookup: Any = table.begin_tensor_lookup(rows, weights, keep=True, track=False)()  # type: ignore[attr-defined]
-    assert held_bytes(sizes, until_step=False) == bytes_of(lookup.output, lookup._addresses, lookup._weights)
+    assert held_bytes(sizes, until_step=False) == bytes_of(
+        lookup.output, lookup._entries.rows, lookup._entries.weights
+    )
     lookup.begin_backward(torch.rand(T, D))
     (pending,) = store._pending[table.name]
     parts = pending.rows, pending.vector_numbers, pending.weights, pending.vectors

@@ -282,6 +282,26 @@ def test_a_job_in_one_process_ends_with_the_same_bytes(dense: bool, corpus: Path
     assert len(served) == sum(span.kind == CLIENT for span in spans)
 
 
+@pytest.mark.parametrize("placement", [{"placement": "gpu"}, {"placement": "cached", "cached_rows": 100}])
+def test_tables_on_the_device_stay_there_while_steps_are_traced(
+    placement: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    settings = {f"memory__{name}": value for name, value in placement.items()} | {"store__shards": 1}
+    for name, every in {"plain": 0, "traced": 1}.items():
+        job = traced_job(corpus, train__trace_every=every, store__lookup="fetch", **settings)
+        run = RunFolder(tmp_path / name)
+        run.create(job)
+        report = train(job, run, on_progress=lambda _: None)
+        assert report is not None
+        assert (report.cache_hit_rate is None) == (placement["placement"] == "gpu")
+    plain, traced = (complete_cuts(tmp_path / name / "cuts")[-1] for name in ("plain", "traced"))
+    assert table_content(plain) == table_content(traced)
+    assert dense_weights(plain) == dense_weights(traced)
+    named = Counter(span.name for span in spans_in(tmp_path / "traced" / "traces"))
+    assert named["step"] == STEPS
+    assert "lookup" not in named
+
+
 def test_a_traceparent_that_is_none_is_answered_without_a_span(corpus: Path, tmp_path: Path) -> None:
     spans = Traces("job", tmp_path).open("shard")
     (host,) = in_process_hosts(traced_job(corpus).tables(), spans=spans)

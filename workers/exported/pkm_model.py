@@ -105,14 +105,11 @@ class PkmModel(nn.Module):
         super().__init__()
         memory = config.memory
         self.look_ahead = int(memory["look_ahead"]) if memory else 0
-        self.head_width, self.rotary_base = (
-            config.hidden_size // config.num_attention_heads,
-            config.rotary_base,
-        )
+        self.head_width = config.hidden_size // config.num_attention_heads
+        self.rotary_base = config.rotary_base
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Layer(config, number) for number in range(1, config.num_hidden_layers + 1)
-        )
+        numbers = range(1, config.num_hidden_layers + 1)
+        self.layers = nn.ModuleList(Layer(config, number) for number in numbers)
         self.norm = nn.RMSNorm(config.hidden_size)
         self.tables = nn.ModuleDict()
         for name in dict.fromkeys(config.memory_tables.values()):
@@ -237,7 +234,8 @@ class Memory(nn.Module):
         queries = self.query_network(x)
         search = self.flat_keys if self.product_keys is None else self.product_keys
         assert search is not None
-        keys, scores = search(queries, self.k)
+        with torch.autocast(x.device.type, enabled=False):
+            keys, scores = search(queries, self.k)
         weights = scores.softmax(-1) if self.softmax else scores / self.k
         keys, weights = keys.flatten(1), weights.flatten(1)
         recalled: Tensor = table(keys, weights) if self.slots is None else self.slots(table, x, keys, weights)
@@ -259,7 +257,8 @@ class ExpandedValues(nn.Module):
     def forward(self, table: Table, x: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
         count = len(table.values)
         rows = weights[..., None] * table.rows(keys % count)  # [T, M, D]
-        sums = F.one_hot(keys // count, len(self.matrices)).to(rows.dtype).mT @ rows  # [T, E, D]
+        with torch.autocast(x.device.type, enabled=False):
+            sums = F.one_hot(keys // count, len(self.matrices)).to(rows.dtype).mT @ rows  # [T, E, D]
         return torch.einsum("ted,ecd->tc", sums, self.matrices.to(rows.dtype))
 
 
@@ -268,8 +267,9 @@ class Experts(nn.Module):
 
     def forward(self, table: Table, x: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
         inward, outward = table.rows(keys).chunk(2, dim=-1)  # [T, M, D] each
-        neurons = F.gelu(torch.einsum("tmd,td->tm", inward, x.to(inward.dtype)))
-        return torch.einsum("tm,tmd->td", weights * neurons, outward)
+        with torch.autocast(x.device.type, enabled=False):
+            neurons = F.gelu(torch.einsum("tmd,td->tm", inward, x.to(inward.dtype)))
+            return torch.einsum("tm,tmd->td", weights * neurons, outward)
 
 
 class QueryNetwork(nn.Module):
@@ -284,7 +284,7 @@ class QueryNetwork(nn.Module):
         self.norm = norms[memory["query_norm"]](features)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries: Tensor = self.norm(self.network(x)).float()
+        queries: Tensor = self.norm(self.network(x).to(self.network[-1].weight.dtype)).float()
         return queries.view(x.shape[0], self.heads, -1)
 
 

@@ -43,6 +43,7 @@ from memory_store.table_steps import StepResult, check_step, clip_scales
 from workers.gpu.device_peers import Alone, Peers, gathered_padded
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
+from workers.gpu.transfers import numbers_of
 from workers.tensor_tables import TensorTable
 
 
@@ -154,7 +155,7 @@ class DeviceStore(StoreClient):
             norms = dict.fromkeys(self.specs, 0.0)
             for name, rows in gradients.items():
                 squares = self.peers.total(squared_norm(rows, self._rows[name].values.shape[0]))
-                norms[name] = mean * float(squares.sqrt())
+                norms[name] = mean * numbers_of(squares.sqrt())()[0]
             scales = dict(zip(norms, clip_scales(norms, clip_norms, self.version), strict=True))
         for name, rows in gradients.items():
             update_rows(
@@ -181,7 +182,7 @@ class DeviceStore(StoreClient):
     def refusal(self) -> NonFiniteGradientError | None:
         """Whether a contribution to this step was not finite: the one wait for the device in a step."""
         finite, self._finite = self._finite, []
-        if not finite or bool(torch.stack(finite).all()):
+        if not finite or numbers_of(torch.stack(finite).all())()[0]:
             return None
         return NonFiniteGradientError(
             f"A gradient of the values holds NaN or infinity in step {self.version}; no row was touched. "

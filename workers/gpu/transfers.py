@@ -135,3 +135,9 @@ def transfers(device: torch.device) -> Transfers:
     streams = CudaStreams(device)
     allocate_with(streams.page_locked)
     return Transfers(streams)
+
+
+def numbers_of(*scalars: Tensor) -> Waiting[list[float]]:
+    """Begin to copy scalars of one device to its host; what comes back waits for them alone."""
+    copied = transfers(scalars[0].device).to_host(*scalars)
+    return lambda: [float(number) for number in copied()]

@@ -167,10 +167,12 @@ def random_gradients(entries: int, rows: int, dim: int, seed: int) -> RowGradien
     )
 
 
-def as_contributions(gradients: RowGradients) -> Contributions:
-    groups = group_by_address(gradients.rows.numpy().astype(np.uint32))
-    numbers = gradients.vector_numbers.numpy().astype(np.int32)
-    return Contributions.grouped(groups, numbers, gradients.weights.numpy(), gradients.vectors.numpy())
+def as_contributions(gradients: RowGradients, rows: int, first_address: int = 0) -> Contributions:
+    """Those to the first `rows` rows, of which the first has the address `first_address`."""
+    here = gradients.rows.numpy() < rows
+    groups = group_by_address((gradients.rows.numpy()[here] + first_address).astype(np.uint32))
+    numbers = gradients.vector_numbers.numpy()[here].astype(np.int32)
+    return Contributions.grouped(groups, numbers, gradients.weights.numpy()[here], gradients.vectors.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,11 +192,16 @@ def test_row_update_is_that_of_the_shards(kind: Any, dtype: torch.dtype) -> None
         for _ in range(2)
     ]  # fmt: skip
     settings = {"learning_rate": 0.1, "seed": 2**33 + 5}
+    first_address = 1000  # as of a device that has a part of a table; rows beyond its end are elsewhere
     for step in (1, 2, 3):
-        gradients = random_gradients(10, rows, dim, 10 * step)
-        numba_update(optimizer, shard, 0, as_contributions(gradients), step=step, scale=0.5, **settings)
+        gradients = random_gradients(15, rows + 4, dim, 10 * step)
+        here = as_contributions(gradients, rows, first_address)
+        numba_update(optimizer, shard, first_address, here, step=step, scale=0.5, **settings)
         for update, table in zip((update_rows, update_reference), tables, strict=True):
-            update(optimizer, table, gradients, step=step, scale=torch.tensor(0.5), **settings)
+            update(
+                optimizer, table, gradients, step=step, scale=torch.tensor(0.5), first_address=first_address,
+                **settings,
+            )  # fmt: skip
     for table in tables:
         expected = torch.from_numpy(
             shard.values.view(np.int16) if dtype != torch.float32 else shard.values
@@ -211,9 +218,10 @@ def test_row_update_is_that_of_the_shards(kind: Any, dtype: torch.dtype) -> None
 
 
 def test_the_norm_of_a_gradient_counts_every_row_once() -> None:
-    gradients = random_gradients(20, 6, 8, 3)
-    expected = numba_squared_norm(as_contributions(gradients), 1).sum()
-    assert squared_norm(gradients).item() == pytest.approx(float(expected), rel=1e-5)
+    gradients = random_gradients(20, 9, 8, 3)
+    for rows in (9, 6):  # all of them, and without those that are elsewhere
+        expected = numba_squared_norm(as_contributions(gradients, rows), 1).sum()
+        assert squared_norm(gradients, rows).item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_untouched_rows_keep_every_bit() -> None:
