@@ -150,11 +150,11 @@ def test_usage_and_perplexity_with_flat_keys() -> None:
         )
 
     published = verdicts(finding([(1, 23.0), (0.2, 23.2), (0.99, 21.9), (0.1, 22.6)]))
-    turned = verdicts(finding([(0.2, 22), (0.3, 23), (0.1, 23), (0.4, 22)]))
+    turned = verdicts(finding([(0.2, 24), (0.3, 23), (0.1, 23), (0.4, 22)]))
     collapsed = verdicts(finding([(0.4, 23.0), (0.2, 23.2), (0.3, 21.9), (0.1, 22.6)]))
-    assert published[:3] == [Verdict.REPRODUCES] * 3
-    assert collapsed[:3] == [Verdict.DIRECTION, Verdict.DIRECTION, Verdict.REPRODUCES]
-    assert turned[:3] == [Verdict.DIFFERS] * 3
+    assert published[:4] == [Verdict.REPRODUCES] * 4
+    assert collapsed[:4] == [Verdict.DIRECTION] * 2 + [Verdict.REPRODUCES] * 2
+    assert turned[:4] == [Verdict.DIFFERS] * 4
 
 
 def test_speeds_with_flat_keys() -> None:
@@ -162,7 +162,7 @@ def test_speeds_with_flat_keys() -> None:
 
     def found(words_per_second: list[float]) -> list[Verdict]:
         rates = [[{"training_tokens_per_second": rate}] for rate in words_per_second]
-        return verdicts(made_up("flat_keys", dict(zip(cases, rates, strict=True)), kind="speed"))[3:]
+        return verdicts(made_up("flat_keys", dict(zip(cases, rates, strict=True)), kind="speed"))[4:]
 
     assert found([36_000, 35_000, 36_000, 28_500]) == [Verdict.REPRODUCES] * 2
     assert found([36_000, 28_500, 28_000, 28_500]) == [Verdict.DIFFERS] * 2
