@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memory_store.shard_metrics import ShardMetrics
 from tests.small_job import small_job
 from workers.ranks import Ranks
 from workers.run_folder import RunFolder
@@ -54,15 +55,11 @@ class _Waits(TorchDispatchMode):
         },
     ],
 )
-def test_a_step_asks_the_device_for_no_number(
-    settings: dict[str, Any], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_asks_the_device_for_no_number(settings: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     job = small_job(corpus, store__shards=1, **settings)
     run = RunFolder(tmp_path / "run")
     run.create(job)
     cpu = torch.device("cpu")
-    from memory_store.shard_metrics import ShardMetrics
-
     store = store_in_process(job, cpu, ShardMetrics())
     trainer = Trainer(job, run, Ranks(device=cpu), store)
     trainer._start()
