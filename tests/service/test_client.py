@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,6 +148,22 @@ def test_a_watch_goes_on_over_a_restart_of_the_service(tmp_path: Path) -> None:
     assert told == ["queued", "starting", "running", "recovering", "running", "succeeded"]
     assert updates[-1].job.state == JobState.SUCCEEDED
     watching.close()
+
+
+def test_a_service_that_is_long_away_is_looked_for_every_second() -> None:
+    """gRPC's own pauses between tries to connect would grow to two minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging_up:
+        hanging_up.settimeout(6)
+        client = Client(f"127.0.0.1:{hanging_up.getsockname()[1]}", "token")
+
+        def watch() -> None:
+            with contextlib.suppress(ServerUnreachableError, ValueError):
+                next(client.watch("x"))
+
+        threading.Thread(target=watch, daemon=True).start()
+        for _ in range(8):
+            hanging_up.accept()[0].close()
+        client.close()
 
 
 def test_a_log_in_which_nothing_happens_is_followed_over_two_restarts(

@@ -135,7 +135,7 @@ def test_jobs_do_not_notice_that_their_service_is_killed(served: Served, straigh
         served.kill()
         assert served.pkm("list").returncode == 3
         served.start()
-    assert watch.wait(300) == 0
+    assert watch.wait(300) == 0, watch.stderr.read()
     assert logs.wait(60) == 0
     printed = first + logs.stdout.read()
     assert printed == (Path(served.details(job)["run"]) / "job.log").read_text()
