@@ -121,15 +121,19 @@ def _flat_keys(finding: Finding) -> list[Claim]:
     return [
         *(
             of_size(
-                is_lower(
-                    f"With flat keys less of {rows_named(sub_keys)} slots is used (10 to 20% against 97 to 100%).",
-                    figures(USAGE, sub_keys, "flat"),
+                of_size(
+                    is_lower(
+                        f"With flat keys less of {rows_named(sub_keys)} slots is used (10 to 20% against 97 to 100%).",
+                        figures(USAGE, sub_keys, "flat"),
+                        figures(USAGE, sub_keys, "product"),
+                        1,
+                        ".1%",
+                    ),
                     figures(USAGE, sub_keys, "product"),
                     1,
-                    ".1%",
                 ),
-                figures(USAGE, sub_keys, "product"),
-                1,
+                figures(USAGE, sub_keys, "flat"),
+                0.2,
             )
             for sub_keys in FLAT_SUB_KEYS
         ),
