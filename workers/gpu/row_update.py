@@ -5,8 +5,8 @@ updates values, state and `last_step`; the others end at once, so nobody has to 
 for the GPU. bfloat16 values are rounded stochastically with the random bits of memory_store/value_types.py. `scale`
 multiplies the gradients and lies on the device, so that clipping needs no wait either.
 
-A thread has 8 columns of a row, and reads those of ENTRIES vectors at a time, 128 bytes: as in pooling.py. However many entries
-a row has, one program sums them up.
+A thread has 8 columns of a row, and reads those of ENTRIES vectors at a time, 128 bytes: as in pooling.py. However many
+entries a row has, one program sums them up.
 
 Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a value, w numbers of state a row:
     4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
