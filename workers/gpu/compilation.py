@@ -43,7 +43,7 @@ def kernel_for_any(*arguments: str) -> Callable[[Callable[..., Any]], Any]:
     """
     if triton is None:
         return kernel
-    return cast(Any, triton.jit(do_not_specialize=arguments))
+    return cast(Callable[[Callable[..., Any]], Any], triton.jit(do_not_specialize=arguments))
 
 
 def power_of_two(number: int) -> int:
