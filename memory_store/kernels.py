@@ -16,9 +16,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
-from memory_store.prefetching import AHEAD, prefetch_row
-from memory_store.uncached_rows import copy_row, finish_lines, goes_past_caches
-from memory_store.value_types import load
+from memory_store.row_copies import copy_row, copy_row_past_caches, finish_lines, goes_past_caches
+from memory_store.row_sums import add_weighted_rows, inner_products
 
 FloatArray = NDArray[Any]  # float32; float64 for float64 tables
 
@@ -34,24 +33,18 @@ def gather_rows(values: NDArray[Any], first: int, addresses: NDArray[np.uint32],
 
 @compiled(parallel=True)
 def _gather(values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray) -> None:
-    dim, last = values.shape[1], addresses.size - 1
     for index in prange(addresses.size):
-        prefetch_row(values, np.int64(addresses[min(index + AHEAD, last)]) - first)
-        row = np.int64(addresses[index]) - first
-        for column in range(dim):
-            out[index, column] = load(values, row, column)
+        copy_row(out, index, values, first, addresses, index)
 
 
 @compiled(parallel=True)
 def _gather_past_caches(
     values: NDArray[Any], first: int, addresses: NDArray[np.uint32], out: FloatArray
 ) -> None:
-    last = addresses.size - 1
     for part in prange(PARTS):
         for index in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
-            prefetch_row(values, np.int64(addresses[min(index + AHEAD, last)]) - first)
-            copy_row(values, np.int64(addresses[index]) - first, out, index)
-        finish_lines()  # type: ignore[call-arg]  # Numba passes the context
+            copy_row_past_caches(out, index, values, first, addresses, index)
+        finish_lines()
 
 
 @compiled(parallel=True)
@@ -65,33 +58,20 @@ def pool_rows(
 ) -> None:
     """out[t, :] = sum over the entries e of token t of weights[e] * row addresses[e]. out `[T, D]`."""
     tokens, dim = out.shape
-    last = addresses.size - 1
     for token in prange(tokens):
         for column in range(dim):
             out[token, column] = 0
         entry, end = np.int64(offsets[token]), np.int64(offsets[token + 1])
         while entry + 4 <= end:
-            r0, r1 = np.int64(addresses[entry]) - first, np.int64(addresses[entry + 1]) - first
-            r2, r3 = np.int64(addresses[entry + 2]) - first, np.int64(addresses[entry + 3]) - first
-            for ahead in range(AHEAD, AHEAD + 4):
-                prefetch_row(values, np.int64(addresses[min(int(entry) + ahead, last)]) - first)
-            w0, w1, w2, w3 = weights[entry], weights[entry + 1], weights[entry + 2], weights[entry + 3]
-            for column in range(dim):
-                out[token, column] += (
-                    w0 * load(values, r0, column)
-                    + w1 * load(values, r1, column)
-                    + w2 * load(values, r2, column)
-                    + w3 * load(values, r3, column)
-                )
+            four = (entry, entry + 1, entry + 2, entry + 3)
+            add_weighted_rows(out, token, values, first, addresses, weights, four)
             entry += 4
         while entry < end:
-            row, weight = np.int64(addresses[entry]) - first, weights[entry]
-            for column in range(dim):
-                out[token, column] += weight * load(values, row, column)
+            add_weighted_rows(out, token, values, first, addresses, weights, (entry,))
             entry += 1
 
 
-@compiled(parallel=True, reorder_sums=True)
+@compiled(parallel=True)
 def weight_gradients(
     values: NDArray[Any],
     first: int,
@@ -104,26 +84,13 @@ def weight_gradients(
 
     output_gradient `[T, D]`, out `[N]`.
     """
-    tokens, dim = output_gradient.shape
-    last = addresses.size - 1
-    zero = output_gradient.dtype.type(0)
-    for token in prange(tokens):
+    for token in prange(output_gradient.shape[0]):
         begin, end = int(offsets[token]), int(offsets[token + 1])
-        for e0 in range(begin, end, 4):
+        for entry in range(begin, end, 4):
             # Four at a time, also at the end, where the last is computed again: every entry has the same bits anywhere.
-            e1, e2, e3 = min(e0 + 1, end - 1), min(e0 + 2, end - 1), min(e0 + 3, end - 1)
-            for ahead in range(AHEAD, AHEAD + 4):
-                prefetch_row(values, np.int64(addresses[min(e0 + ahead, last)]) - first)
-            r0, r1 = np.int64(addresses[e0]) - first, np.int64(addresses[e1]) - first
-            r2, r3 = np.int64(addresses[e2]) - first, np.int64(addresses[e3]) - first
-            sum0, sum1, sum2, sum3 = zero, zero, zero, zero
-            for column in range(dim):
-                gradient = output_gradient[token, column]
-                sum0 += load(values, r0, column) * gradient
-                sum1 += load(values, r1, column) * gradient
-                sum2 += load(values, r2, column) * gradient
-                sum3 += load(values, r3, column) * gradient
-            out[e0], out[e1], out[e2], out[e3] = sum0, sum1, sum2, sum3
+            four = (entry, min(entry + 1, end - 1), min(entry + 2, end - 1), min(entry + 3, end - 1))
+            products = inner_products(output_gradient, token, values, first, addresses, four)
+            out[four[0]], out[four[1]], out[four[2]], out[four[3]] = products
 
 
 def all_finite(numbers: FloatArray) -> bool:

@@ -29,9 +29,11 @@ from memory_store.compilation import compiled
 from memory_store.grouping import Groups
 from memory_store.kernels import PARTS, FloatArray
 from memory_store.placement import BUCKETS
-from memory_store.prefetching import AHEAD, prefetch_row
+from memory_store.row_code import AHEAD, prefetch
+from memory_store.row_steps import adagrad_row, adam_row, descend_row, momentum_row
+from memory_store.row_sums import add_weighted_rows, sum_of_squares
 from memory_store.table_spec import OptimizerSpec
-from memory_store.value_types import load, mix, put, round_row
+from memory_store.value_types import mix
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, ROWWISE_ADAM = range(5)
 _KINDS = {
@@ -92,35 +94,16 @@ def _sum_gradient(
     weights: FloatArray,
     vectors: FloatArray,
 ) -> None:
-    dim = sums.shape[1]
-    for column in range(dim):
+    for column in range(sums.shape[1]):
         sums[row, column] = 0
     index = begin
     while index + 4 <= end:
-        v0, v1 = vector_numbers[index], vector_numbers[index + 1]
-        v2, v3 = vector_numbers[index + 2], vector_numbers[index + 3]
-        w0, w1, w2, w3 = weights[index], weights[index + 1], weights[index + 2], weights[index + 3]
-        for column in range(dim):
-            sums[row, column] += (
-                w0 * vectors[v0, column]
-                + w1 * vectors[v1, column]
-                + w2 * vectors[v2, column]
-                + w3 * vectors[v3, column]
-            )
+        four = (index, index + 1, index + 2, index + 3)
+        add_weighted_rows(sums, row, vectors, 0, vector_numbers, weights, four)
         index += 4
     while index < end:
-        vector, weight = vector_numbers[index], weights[index]
-        for column in range(dim):
-            sums[row, column] += weight * vectors[vector, column]
+        add_weighted_rows(sums, row, vectors, 0, vector_numbers, weights, (index,))
         index += 1
-
-
-@compiled(reorder_sums=True)
-def _sum_of_squares(gradients: FloatArray, row: int | np.int64) -> float:
-    total = gradients.dtype.type(0)
-    for column in range(gradients.shape[1]):
-        total += gradients[row, column] * gradients[row, column]
-    return total  # type: ignore[no-any-return]
 
 
 @compiled(parallel=True)
@@ -161,57 +144,69 @@ def _update_row(
     first_state: FloatArray,
     second_state: FloatArray,
     row: int | np.int64,
+    later_row: int | np.int64,
     gradients: FloatArray,
     which: int | np.int64,
+    later: int | np.int64,
     scale: float,
     constants: FloatArray,
-    scratch: FloatArray,
     key: np.uint32,
 ) -> None:
-    """One step of row `row` with the gradient scale * gradients[which]."""
+    """One step of row `row` with the gradient scale * gradients[which]; `later_row` with gradients[later] comes soon."""
     # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
     rate, one_minus_beta1, one_minus_beta2 = constants[0], constants[2], constants[3]
     eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
-    dim = values.shape[1]
-    mean_square = constants.dtype.type(0)
-    if kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM):
-        mean_square = scale * scale * inverse_dim * _sum_of_squares(gradients, which)
     if kind == SGD:
-        for column in range(dim):
-            step = rate * (scale * gradients[which, column])
-            put(values, row, column, load(values, row, column) - step, scratch)
+        descend_row(
+            values, first_state, second_state, row, later_row, gradients, which, later, scale, (rate,), key
+        )
     elif kind == ADAGRAD:
-        for column in range(dim):
-            g = scale * gradients[which, column]
-            s = first_state[row, column] + g * g
-            first_state[row, column] = s
-            put(values, row, column, load(values, row, column) - rate * g / (math.sqrt(s) + eps), scratch)
+        adagrad_row(
+            values,
+            first_state,
+            second_state,
+            row,
+            later_row,
+            gradients,
+            which,
+            later,
+            scale,
+            (rate, eps),
+            key,
+        )
     elif kind == ROWWISE_ADAGRAD:
-        s = first_state[row, 0] + mean_square
+        prefetch(first_state, later_row)
+        s = first_state[row, 0] + scale * scale * inverse_dim * sum_of_squares(gradients, which)
         first_state[row, 0] = s
         row_rate = rate / (math.sqrt(s) + eps)
-        for column in range(dim):
-            g = scale * gradients[which, column]
-            put(values, row, column, load(values, row, column) - row_rate * g, scratch)
+        descend_row(
+            values,
+            first_state,
+            second_state,
+            row,
+            later_row,
+            gradients,
+            which,
+            later,
+            scale,
+            (row_rate,),
+            key,
+        )
     elif kind == ADAM:
-        for column in range(dim):
-            g = scale * gradients[which, column]
-            m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
-            v = second_state[row, column] + one_minus_beta2 * (g * g - second_state[row, column])
-            first_state[row, column] = m
-            second_state[row, column] = v
-            step_size = corrected_rate * m / (math.sqrt(v) + eps)
-            put(values, row, column, load(values, row, column) - step_size, scratch)
+        scalars = (corrected_rate, eps, one_minus_beta1, one_minus_beta2)
+        adam_row(
+            values, first_state, second_state, row, later_row, gradients, which, later, scale, scalars, key
+        )
     else:
+        prefetch(second_state, later_row)
+        mean_square = scale * scale * inverse_dim * sum_of_squares(gradients, which)
         v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
         second_state[row, 0] = v
         row_rate = corrected_rate / (math.sqrt(v) + eps)
-        for column in range(dim):
-            g = scale * gradients[which, column]
-            m = first_state[row, column] + one_minus_beta1 * (g - first_state[row, column])
-            first_state[row, column] = m
-            put(values, row, column, load(values, row, column) - row_rate * m, scratch)
-    round_row(values, row, scratch, key)
+        momentum_row(
+            values, first_state, second_state, row, later_row, gradients, which, later, scale,
+            (row_rate, one_minus_beta1), key,
+        )  # fmt: skip
 
 
 @compiled(parallel=True)
@@ -235,46 +230,26 @@ def _update(
     step_key = mix(np.uint32(rounding_seed + np.uint32(step)))
     for part in prange(PARTS):
         summed = np.empty((1, values.shape[1]), dtype=vectors.dtype)
-        scratch = np.empty(values.shape[1], dtype=vectors.dtype)
         for group in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
-            later = np.int64(addresses[min(group + AHEAD, last)]) - first
-            prefetch_row(values, later)
-            prefetch_row(first_state, later)
-            prefetch_row(second_state, later)
-            prefetch_row(vectors, np.int64(vector_numbers[starts[min(group + AHEAD, last)]]))
+            following = min(group + AHEAD, last)
+            later_row = np.int64(addresses[following]) - first
+            later = np.int64(vector_numbers[starts[following]])
+            prefetch(last_step, later_row)
             begin, end = np.int64(starts[group]), np.int64(starts[group + 1])
             row = np.int64(addresses[group]) - first
             key = mix(np.uint32(addresses[group]) ^ step_key)
             if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
                 scale, vector = constants[1] * weights[begin], np.int64(vector_numbers[begin])
                 _update_row(
-                    kind,
-                    values,
-                    first_state,
-                    second_state,
-                    row,
-                    vectors,
-                    vector,
-                    scale,
-                    constants,
-                    scratch,
-                    key,
-                )
+                    kind, values, first_state, second_state, row, later_row, vectors, vector, later, scale,
+                    constants, key,
+                )  # fmt: skip
             else:
                 _sum_gradient(summed, 0, begin, end, vector_numbers, weights, vectors)
                 _update_row(
-                    kind,
-                    values,
-                    first_state,
-                    second_state,
-                    row,
-                    summed,
-                    0,
-                    constants[1],
-                    constants,
-                    scratch,
-                    key,
-                )
+                    kind, values, first_state, second_state, row, later_row, summed, 0, 0, constants[1],
+                    constants, key,
+                )  # fmt: skip
             last_step[row] = np.uint32(step)
 
 

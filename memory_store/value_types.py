@@ -1,4 +1,4 @@
-"""Reading and writing one stored value inside a kernel, whatever its type.
+"""How values are stored, and a single one written inside a kernel (whole rows: row_code.py).
 
 float32 and float64 are stored as they are. bfloat16 is stored as the upper 16 bits of a float32, in uint16.
 Rounding a small update to the nearest bfloat16 loses it (a step below 2**-9 of the value changes nothing), so
@@ -30,42 +30,9 @@ def mix(value: np.uint32) -> np.uint32:
     return np.uint32(value ^ (value >> np.uint32(16)))
 
 
-def load(values: NDArray[Any], row: int | np.int64, column: int) -> float:
-    """The number stored at `values[row, column]` (inside kernels only)."""
-    raise AssertionError("only for compiled code")
-
-
 def store(values: NDArray[Any], row: int | np.int64, column: int, number: float, key: np.uint32) -> None:
     """Write `number` at `values[row, column]`; `key` seeds the rounding of bfloat16 (inside kernels only)."""
     raise AssertionError("only for compiled code")
-
-
-def put(values: NDArray[Any], row: int | np.int64, column: int, number: float, scratch: NDArray[Any]) -> None:
-    """Write one new number of `values[row]`, to be followed by `round_row` (inside kernels only).
-
-    Where a table stores another type than is computed in, the number goes to `scratch` `[D]`.
-    """
-    raise AssertionError("only for compiled code")
-
-
-def round_row(values: NDArray[Any], row: int | np.int64, scratch: NDArray[Any], key: np.uint32) -> None:
-    """Round the numbers that `put` left in `scratch` into `values[row]`; `key` seeds the rounding (inside kernels only)."""
-    raise AssertionError("only for compiled code")
-
-
-@overload(load, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-def _load(values: Any, row: Any, column: Any) -> Callable[..., Any]:
-    if values.dtype == types.uint16:
-
-        def widened(values: Any, row: Any, column: Any) -> Any:
-            return np.uint32(np.uint32(values[row, column]) << np.uint32(16)).view(np.float32)
-
-        return widened
-
-    def plain(values: Any, row: Any, column: Any) -> Any:
-        return values[row, column]
-
-    return plain
 
 
 @overload(store, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
@@ -83,49 +50,6 @@ def _store(values: Any, row: Any, column: Any, number: Any, key: Any) -> Callabl
         values[row, column] = number
 
     return plain
-
-
-@overload(put, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-def _put(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> Callable[..., None]:
-    if values.dtype == types.uint16:
-
-        def beside(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> None:
-            scratch[column] = number
-
-        return beside
-
-    def there(values: Any, row: Any, column: Any, number: Any, scratch: Any) -> None:
-        values[row, column] = number
-
-    return there
-
-
-@overload(round_row, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-def _round_row(values: Any, row: Any, scratch: Any, key: Any) -> Callable[..., None]:
-    if values.dtype == types.uint16:
-
-        def rounded(values: Any, row: Any, scratch: Any, key: Any) -> None:
-            # 32 random bits are enough for two numbers: a column of the first half takes the lower ones, its fellow in
-            # the second half the upper ones. Of an odd number of columns the last of the first half has no fellow.
-            dim = values.shape[1]
-            pairs, half = dim // 2, (dim + 1) // 2
-            for column in range(pairs):
-                noise = mix(np.uint32(key + np.uint32(column)))
-                lower = np.float32(scratch[column]).view(np.uint32) + (noise & np.uint32(0xFFFF))
-                upper = np.float32(scratch[half + column]).view(np.uint32) + (noise >> np.uint32(16))
-                values[row, column] = np.uint16(np.uint32(lower) >> np.uint32(16))
-                values[row, half + column] = np.uint16(np.uint32(upper) >> np.uint32(16))
-            if pairs < half:
-                noise = mix(np.uint32(key + np.uint32(pairs))) & np.uint32(0xFFFF)
-                alone = np.float32(scratch[pairs]).view(np.uint32) + noise
-                values[row, pairs] = np.uint16(np.uint32(alone) >> np.uint32(16))
-
-        return rounded
-
-    def exact(values: Any, row: Any, scratch: Any, key: Any) -> None:
-        pass
-
-    return exact
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memory_store.kernels import all_finite, gather_rows, pool_rows, weight_gradients
 from memory_store.reused_memory import empty
-from memory_store.uncached_rows import LARGE_BYTES, goes_past_caches
+from memory_store.row_copies import LARGE_BYTES, goes_past_caches
 
 FIRST = 1000  # the first address of the values below
 TYPES = ["float32", "bfloat16", "float64"]

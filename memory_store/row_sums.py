@@ -1,0 +1,127 @@
+"""Sums over rows: weighted sums of rows, and inner products with them (inside kernels only)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+
+from memory_store.row_code import Generation, Numbers, check_contiguous, generated
+
+
+class _Total:
+    """A sum that grows, of numbers side by side."""
+
+    def __init__(self, zero: Numbers) -> None:
+        self._builder = zero.builder
+        self._place = cgutils.alloca_once_value(zero.builder, zero.value)  # type: ignore[no-untyped-call]
+
+    def add(self, numbers: Numbers) -> None:
+        self._builder.store((self.numbers() + numbers).value, self._place)
+
+    def numbers(self) -> Numbers:
+        return Numbers(self._builder, self._builder.load(self._place))
+
+
+def _totals(code: Generation, zero: Any) -> dict[int, _Total]:
+    """A total for each count of numbers that a turn of a loop over columns has."""
+    return {count: _Total(code.repeated(zero, count)) for count in code.counts}
+
+
+def _whole(totals: dict[int, _Total]) -> Any:
+    return reduce(Numbers.__add__, (total.numbers().sum() for total in totals.values())).value
+
+
+@generated
+def add_weighted_rows(
+    typing_context: Any,
+    out: Any,
+    target: Any,
+    values: Any,
+    first: Any,
+    addresses: Any,
+    weights: Any,
+    entries: Any,
+) -> tuple[Any, Callable[..., Any]]:
+    """out[target] += the sum over `entries`, a tuple, in its order, of weights[entry] * row addresses[entry] of `values`.
+
+    Row 0 of `values` has the address `first`.
+    """
+    check_contiguous(out, values, addresses, weights)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        code = Generation(context, builder, signature, arguments)
+        total, chosen = code.row(0, code.index(1)), code.members(6)
+        rows = code.named_rows(2, 3, 4, chosen)
+        following = code.named_rows(2, 3, 4, code.later(4, chosen))
+        factors = [code.element(5, entry) for entry in chosen]
+
+        def add(column: Any, count: int) -> None:
+            for row in following:
+                row.prefetch(column, count)
+            products = [
+                code.repeated(factor, count) * row.load(column, count)
+                for factor, row in zip(factors, rows, strict=True)
+            ]
+            found = total.load(column, count) + reduce(Numbers.__add__, products)
+            total.store(column, count, found.value)
+
+        code.over_columns(code.columns(0), add)
+        return context.get_dummy_value()
+
+    return types.void(out, target, values, first, addresses, weights, entries), generate
+
+
+@generated
+def inner_products(
+    typing_context: Any, vectors: Any, vector: Any, values: Any, first: Any, addresses: Any, entries: Any
+) -> tuple[Any, Callable[..., Any]]:
+    """A tuple: for each of `entries`, a tuple, <vectors[vector], row addresses[entry] of `values`>.
+
+    Row 0 of `values` has the address `first`.
+    """
+    check_contiguous(vectors, values, addresses)
+    result = types.UniTuple(vectors.dtype, entries.count)  # type: ignore[no-untyped-call]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        code = Generation(context, builder, signature, arguments)
+        common, chosen = code.row(0, code.index(1)), code.members(5)
+        rows = code.named_rows(2, 3, 4, chosen)
+        following = code.named_rows(2, 3, 4, code.later(4, chosen))
+        zero = context.get_value_type(vectors.dtype)(0)
+        totals = [_totals(code, zero) for _ in rows]
+
+        def add(column: Any, count: int) -> None:
+            for row in following:
+                row.prefetch(column, count)
+            factors = common.load(column, count)
+            for total, row in zip(totals, rows, strict=True):
+                total[count].add(row.load(column, count) * factors)
+
+        code.over_columns(code.columns(0), add)
+        return context.make_tuple(builder, result, [_whole(total) for total in totals])
+
+    return result(vectors, vector, values, first, addresses, entries), generate
+
+
+@generated
+def sum_of_squares(typing_context: Any, vectors: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    """The sum of the squares of vectors[vector]."""
+    check_contiguous(vectors)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        code = Generation(context, builder, signature, arguments)
+        row, zero = code.row(0, code.index(1)), context.get_value_type(vectors.dtype)(0)
+        totals = _totals(code, zero)
+
+        def add(column: Any, count: int) -> None:
+            numbers = row.load(column, count)
+            totals[count].add(numbers * numbers)
+
+        code.over_columns(code.columns(0), add)
+        return _whole(totals)
+
+    return vectors.dtype(vectors, vector), generate
