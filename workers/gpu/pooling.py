@@ -5,10 +5,10 @@ block; backward, one makes the M products of a bag's rows with its output gradie
 by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
 bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
 
-A program of the first two is one warp, whose threads need not wait for each other, and reads TILE numbers of several rows at
-a time: 128 bytes a thread. With the registers that this takes, 24 and more warps run on a multiprocessor: 96 KiB under way,
-where bandwidth times latency asks for about 20 (an H100: 3.3 TB/s over 132 multiprocessors, 0.8 us). Rows of many entries
-(those of sub-keys have hundreds) are summed by ROW_WARPS warps together.
+A program of the first two is one warp, whose threads wait for no others, and reads TILE numbers of several rows at a time:
+128 bytes a thread in float32. The registers of a multiprocessor suffice for 20 such warps and more: 80 KiB under way, where
+bandwidth times latency asks for about 20 (an H100: 3.3 TB/s over 132 multiprocessors, 0.8 us). Rows of many entries, as those
+of sub-keys are, are summed by ROW_WARPS warps together.
 
 Sums are float32 under autocast too. On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
 
