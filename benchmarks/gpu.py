@@ -12,6 +12,8 @@ works.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,11 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bags import FbgemmRowwiseAdagrad, fbgemm_bag
+from benchmarks.machine import available_bytes
 from benchmarks.results import BenchmarkRun, Recorder
 from benchmarks.training_steps import LEARNING_RATE, VALUES, Batch, TrainedModel
 from memory_store.client import StoreClient
 from memory_store.errors import UsageError
 from memory_store.opening import in_process_store
+from memory_store.placement import Placement
+from memory_store.table import part_bytes
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import TableSpec
 from workers.compiled_blocks import compile_blocks
@@ -39,6 +44,7 @@ from workers.job_spec import MemorySpec, ModelSpec
 from workers.transformer import Transformer
 
 HOST, CACHED, GPU = "host", "cached", "gpu"
+_SHARE_OF_ROOM = 0.9  # the model and its activations need some too
 COMPILED = "host, compiled"
 
 
@@ -81,10 +87,11 @@ def run(size: GpuSize, *, quick: bool, device_name: str = "cuda") -> BenchmarkRu
     rates: dict[tuple[str, int], float] = {}
     for bits in size.table_bits:
         for placement in (GPU, CACHED, HOST):
-            if placement != GPU or bits <= size.gpu_bits_max:
+            if (placement != GPU or bits <= size.gpu_bits_max) and _has_room(size, device, placement, bits):
                 rates[placement, bits] = _measure_steps(recorder, size, device, placement, bits)
+    largest = max(bits for placement, bits in rates if placement == HOST)
     if device.type == "cuda":  # for a CPU it takes longer than all the rest
-        _measure_steps(recorder, size, device, COMPILED, max(size.table_bits))
+        _measure_steps(recorder, size, device, COMPILED, largest)
     both = max(bits for placement, bits in rates if placement == GPU)
     if device.type == "cuda":
         recorder.ratio("host_over_gpu_table", rates[HOST, both] / rates[GPU, both])
@@ -175,6 +182,23 @@ def _fbgemm(
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------
+
+
+def _has_room(size: GpuSize, device: torch.device, placement: str, bits: int) -> bool:
+    """Whether a table of 2**bits rows fits; if not, it is told. One on the device lies on the host once more."""
+    gc.collect()  # what was measured before, which holds itself in circles
+    room = available_bytes()
+    if placement == GPU and device.type == "cuda":
+        torch.cuda.empty_cache()
+        room = min(room, torch.cuda.mem_get_info(device)[0])
+    wanted = sum(part_bytes(TableSpec("memory", 1 << bits, size.dim, optimizer=VALUES), Placement.even(1), 0))
+    if wanted > _SHARE_OF_ROOM * room:
+        print(
+            f"A table of 2^{bits} rows, placement {placement}, takes {wanted / 1e9:.0f} GB of {room / 1e9:.0f} GB: left out.",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 def _measure_steps(

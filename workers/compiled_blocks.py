@@ -57,22 +57,24 @@ def compile_blocks(model: Transformer, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UsageError if blocks can't be compiled here: by Inductor for a CPU in C++, by Triton for a GPU in C, with the
-    headers of Python."""
-    language, variable, known = (
-        ("C++", "CXX", ["g++"]) if device.type == "cpu" else ("C", "CC", ["gcc", "clang"])
-    )
+    """Raises UsageError if nothing can be compiled here: by Inductor for a CPU in C++; for a GPU in C, by Triton, which makes
+    what launches its kernels of it; both with the headers of Python."""
+    if device.type == "cpu":
+        language, variable, known = "C++", "CXX", ["g++"]
+        wanted, otherwise = "train.compile on this device needs", "set train.compile to false"
+    else:
+        language, variable, known = "C", "CC", ["gcc", "clang"]
+        wanted, otherwise = "Kernels on a GPU need", "set train.device to cpu"
     compilers = [os.environ[variable]] if variable in os.environ else known
     if not any(map(shutil.which, compilers)):
         raise UsageError(
-            f"train.compile on this device needs a {language} compiler, and {' or '.join(compilers)} is not there; install "
-            f"{known[0]}, name another in the environment variable {variable}, or set train.compile to false."
+            f"{wanted} a {language} compiler, and {' or '.join(compilers)} is not there; install {known[0]}, name another in "
+            f"the environment variable {variable}, or {otherwise}."
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
         raise UsageError(
-            f"train.compile needs the headers of Python, and {header} is not there; install python3-dev, or set "
-            "train.compile to false."
+            f"{wanted} the headers of Python, and {header} is not there; install python3-dev, or {otherwise}."
         )
 
 

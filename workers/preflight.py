@@ -26,8 +26,7 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
-    if job.train.compile:
-        _check_compiler(job)
+    _check_compiler(job)
     if job.device_bytes():
         _check_device_memory(job)
 
@@ -59,12 +58,17 @@ def _check_cuda(job: JobSpec) -> None:
 
 
 def _check_compiler(job: JobSpec) -> None:
+    if not job.train.compile and (job.memory is None or job.train.device == "cpu"):
+        return
     import torch
 
     from workers.compiled_blocks import check_compiler
+    from workers.gpu.compilation import kernels_run_on
 
     on_cpu = job.train.device == "cpu" or not torch.cuda.is_available()
-    check_compiler(torch.device("cpu" if on_cpu else "cuda"))
+    device = torch.device("cpu" if on_cpu else "cuda")
+    if job.train.compile or (not on_cpu and kernels_run_on(device)):
+        check_compiler(device)
 
 
 def _check_device_memory(job: JobSpec) -> None:

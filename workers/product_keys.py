@@ -70,8 +70,10 @@ class ProductKeys(nn.Module):
         heads, _, n, _ = self.sub_keys.shape
         of_head = torch.arange(heads, device=rows.device)[:, None] * n
         for half, chosen in enumerate((rows // n, rows % n)):
-            counts = torch.bincount((chosen + of_head).flatten(), minlength=heads * n)
-            self.fresh_uses[:, half] += counts.view(heads, n)
+            places = (chosen + of_head).flatten()
+            # Not bincount, for whose size the host would wait for the device.
+            counts = torch.zeros(heads * n, dtype=torch.int64, device=rows.device)
+            self.fresh_uses[:, half] += counts.index_add_(0, places, torch.ones_like(places)).view(heads, n)
 
     def select(self, queries: Tensor, k: int) -> Selection:
         """The exact k best of the n*n keys for every query `[T, H, query_dim]`; k <= n."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import data, durability, gpu, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
@@ -108,3 +109,12 @@ def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU"):
         gpu.run(gpu.QUICK, quick=True)
+
+
+def test_tables_that_have_no_room_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(gpu, "available_bytes", lambda: 10**9)
+    rooms = [gpu._has_room(gpu.FULL, torch.device("cpu"), gpu.HOST, bits) for bits in (16, 18)]
+    assert rooms == [True, False]  # Adam's two states and the values: 6 kB a row
+    assert "2^18 rows, placement host, takes 2 GB of 1 GB: left out" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from tests.workers.played_graphs import PlayedGraphs
 from workers import compiled_blocks
 from workers.compiled_blocks import check_compiler
 from workers.evaluation import evaluate
+from workers.gpu import compilation
 from workers.job_spec import JobSpec
 from workers.preflight import check_job
 from workers.ranks import Ranks
@@ -224,13 +225,29 @@ def test_a_compiler_is_that_of_the_device_or_of_the_environment(
     gpu = torch.device("cuda")
     check_compiler(gpu)
     (made_up_compiler / "clang").unlink()
-    with pytest.raises(UsageError, match=r"needs a C compiler, and gcc or clang is not there"):
+    with pytest.raises(UsageError, match=r"need a C compiler, and gcc or clang is not there"):
         check_compiler(gpu)
     monkeypatch.setenv("CC", "g++")
     check_compiler(gpu)
     monkeypatch.setenv("CXX", "another")
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler, and another is not there"):
         check_compiler(CPU)
+
+
+def test_the_kernels_of_a_memory_on_a_gpu_need_a_compiler_too(
+    corpus: Path, made_up_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compilation, "triton", object())
+    (made_up_compiler / "clang").unlink()
+    with pytest.raises(
+        UsageError, match=r"Kernels on a GPU need a C compiler, .*, or set train\.device to cpu"
+    ):
+        check_job(small_job(corpus))
+    check_job(small_job(corpus, train__device="cpu"))
+    check_job(small_job(corpus, memory=None))
+    monkeypatch.setattr(compilation, "triton", None)  # then the references run
+    check_job(small_job(corpus))
 
 
 class PlantedError(Exception):

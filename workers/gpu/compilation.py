@@ -35,6 +35,17 @@ def kernel(function: Callable[..., Any]) -> Any:
     return cast(Any, triton.jit(function)) if triton is not None else function
 
 
+def kernel_for_any(*arguments: str) -> Callable[[Callable[..., Any]], Any]:
+    """`kernel`, of whose code these integer arguments are no part.
+
+    The others' values are looked at: there is code for 1, for what is divisible by 16, and for the rest. What changes from
+    call to call would so have something compiled in the middle of a run.
+    """
+    if triton is None:
+        return kernel
+    return cast(Callable[[Callable[..., Any]], Any], triton.jit(do_not_specialize=arguments))
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`: Triton's blocks have such sizes."""
     return 1 << max(0, number - 1).bit_length()

@@ -5,6 +5,11 @@ block; backward, one makes the M products of a bag's rows with its output gradie
 by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
 bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
 
+A program of the first two is one warp, whose threads wait for no others, and reads TILE numbers of several rows at a time:
+128 bytes a thread in float32. The registers of a multiprocessor suffice for 20 such warps and more: 80 KiB under way, where
+bandwidth times latency asks for about 20 (an H100: 3.3 TB/s over 132 multiprocessors, 0.8 us). Rows of many entries, as those
+of sub-keys are, are summed by ROW_WARPS warps together.
+
 Sums are float32 under autocast too. On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
 
 Rows are float32, or bfloat16 (sums are float32). Row numbers are not checked: who calls must have chosen existing ones.
@@ -30,7 +35,9 @@ from torch import Tensor
 from memory_store.kernels import pool_rows, weight_gradients
 from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
 
-COLUMNS_MAX = 1024  # of a program at a time
+COLUMNS_MAX, ENTRIES_MAX = 1024, 32  # of a program at a time
+TILE = 1024  # numbers that a warp reads at a time
+ROW_WARPS = 4
 
 
 def pooling_floor_bytes(bags: int, per_bag: int, dim: int, item_bytes: int = 4) -> int:
@@ -52,10 +59,11 @@ def pool(values: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     (bags, per_bag), dim = rows.shape, values.shape[1]
     out = torch.empty(bags, dim, device=values.device)
     if out.numel():
-        columns = min(COLUMNS_MAX, power_of_two(dim))
+        entries, columns = _tile(per_bag, dim, TILE)
         _pool_kernel[(bags, -(-dim // columns))](
-            values, rows.contiguous(), weights.contiguous(), out, per_bag, dim, C=columns
-        )
+            values, rows.contiguous(), weights.contiguous(), out, per_bag, dim,
+            E=entries, C=columns, num_warps=1,
+        )  # fmt: skip
     return out
 
 
@@ -76,10 +84,11 @@ def weight_gradient(values: Tensor, rows: Tensor, output_gradient: Tensor) -> Te
     (bags, per_bag), dim = rows.shape, values.shape[1]
     out = torch.empty(bags, per_bag, device=values.device)
     if out.numel():
-        columns = min(COLUMNS_MAX, power_of_two(dim))
+        entries, columns = _tile(per_bag, dim, TILE)
         _weight_gradient_kernel[(bags,)](
-            values, rows.contiguous(), output_gradient.contiguous(), out, per_bag, dim, C=columns
-        )
+            values, rows.contiguous(), output_gradient.contiguous(), out, per_bag, dim,
+            E=entries, C=columns, num_warps=1,
+        )  # fmt: skip
     return out
 
 
@@ -125,14 +134,15 @@ def sum_by_row(count: int, rows: Tensor, weights: Tensor, vectors: Tensor) -> Te
     if not kernels_run_on(vectors.device):
         return sum_by_row_reference(count, rows, weights, vectors)
     dim = vectors.shape[1]
-    out = torch.zeros(count, dim, device=vectors.device)
-    if rows.numel():
-        by_row, order = rows.flatten().sort(stable=True)
-        columns = min(COLUMNS_MAX, power_of_two(dim))
-        _sum_kernel[(rows.numel(), -(-dim // columns))](
-            by_row, order, weights.contiguous(), vectors.contiguous(), out,
-            rows.numel(), rows.shape[1], dim, C=columns,
-        )  # fmt: skip
+    out = torch.empty(count, dim, device=vectors.device)
+    by_row, order = rows.flatten().sort(stable=True)
+    bag_of_entry, weight_of_entry = order // max(1, rows.shape[1]), weights.flatten()[order]
+    ends = torch.searchsorted(by_row, torch.arange(count, device=by_row.device), right=True)
+    entries, columns = _tile(max(1, rows.numel()), dim, ROW_WARPS * TILE)
+    _sum_kernel[(count, -(-dim // columns))](
+        ends, bag_of_entry, weight_of_entry, vectors.contiguous(), out, dim,
+        E=entries, C=columns, num_warps=ROW_WARPS,
+    )  # fmt: skip
     return out
 
 
@@ -143,52 +153,62 @@ def sum_by_row_reference(count: int, rows: Tensor, weights: Tensor, vectors: Ten
     return out.index_add_(0, rows.flatten(), contributions.flatten(0, 1))
 
 
+def _tile(entries: int, dim: int, numbers: int) -> tuple[int, int]:
+    """Entries and columns, powers of two, that a program reads at a time: at most `numbers` together."""
+    columns = min(COLUMNS_MAX, power_of_two(dim))
+    return min(ENTRIES_MAX, power_of_two(entries), numbers // columns), columns
+
+
 @kernel
-def _pool_kernel(values, rows, weights, out, per_bag, dim, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rows_read(values, row, exists, column, dim):  # type: ignore[no-untyped-def]  # Triton's language has no types
+    """float32 `[E, C]`: the columns of those rows that exist, and else 0."""
+    inside = exists[:, None] & (column < dim)[None, :]
+    return tl.load(values + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@kernel
+def _pool_kernel(  # type: ignore[no-untyped-def]
+    values, rows, weights, out, per_bag, dim, E: tl.constexpr, C: tl.constexpr
+):
     bag = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * C + tl.arange(0, C)
-    total = tl.zeros((C,), tl.float32)
-    for entry in range(per_bag):
-        row = tl.load(rows + bag * per_bag + entry)
-        weight = tl.load(weights + bag * per_bag + entry).to(tl.float32)
-        total += weight * tl.load(values + row * dim + column, mask=column < dim, other=0.0).to(tl.float32)
-    tl.store(out + bag * dim + column, total, mask=column < dim)
+    total = tl.zeros((E, C), tl.float32)
+    for begin in range(0, per_bag, E):
+        entry = begin + tl.arange(0, E)
+        row = tl.load(rows + bag * per_bag + entry, mask=entry < per_bag, other=0)
+        weight = tl.load(weights + bag * per_bag + entry, mask=entry < per_bag, other=0.0).to(tl.float32)
+        total += weight[:, None] * _rows_read(values, row, entry < per_bag, column, dim)
+    tl.store(out + bag * dim + column, tl.sum(total, axis=0), mask=column < dim)
 
 
 @kernel
 def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
-    values, rows, output_gradient, out, per_bag, dim, C: tl.constexpr
+    values, rows, output_gradient, out, per_bag, dim, E: tl.constexpr, C: tl.constexpr
 ):
     bag = tl.program_id(0).to(tl.int64)
-    for entry in range(per_bag):
-        row = tl.load(rows + bag * per_bag + entry)
-        product = tl.zeros((C,), tl.float32)
-        for begin in range(0, dim, C):
-            column = begin + tl.arange(0, C)
-            value = tl.load(values + row * dim + column, mask=column < dim, other=0.0).to(tl.float32)
+    for begin in range(0, per_bag, E):
+        entry = begin + tl.arange(0, E)
+        row = tl.load(rows + bag * per_bag + entry, mask=entry < per_bag, other=0)
+        product = tl.zeros((E, C), tl.float32)
+        for first in range(0, dim, C):
+            column = first + tl.arange(0, C)
             gradient = tl.load(output_gradient + bag * dim + column, mask=column < dim, other=0.0)
-            product += value * gradient.to(tl.float32)
-        tl.store(out + bag * per_bag + entry, tl.sum(product, axis=0))
+            value = _rows_read(values, row, entry < per_bag, column, dim)
+            product += value * gradient.to(tl.float32)[None, :]
+        tl.store(out + bag * per_bag + entry, tl.sum(product, axis=1), mask=entry < per_bag)
 
 
 @kernel
 def _sum_kernel(  # type: ignore[no-untyped-def]
-    by_row, order, weights, vectors, out, entries, per_bag, dim, C: tl.constexpr
+    ends, bags, weights, vectors, out, dim, E: tl.constexpr, C: tl.constexpr
 ):
-    begin = tl.program_id(0).to(tl.int64)
-    row = tl.load(by_row + begin)
-    before = tl.load(by_row + begin - 1, mask=begin > 0, other=-1)
-    if (
-        row != before
-    ):  # the program of a row's first entry sums them all; how many rows there are nobody must know
-        column = tl.program_id(1) * C + tl.arange(0, C)
-        total = tl.zeros((C,), tl.float32)
-        entry = begin
-        this = row
-        while this == row:
-            source = tl.load(order + entry)
-            vector = vectors + source // per_bag * dim + column
-            total += tl.load(weights + source).to(tl.float32) * tl.load(vector, mask=column < dim, other=0.0)
-            entry += 1
-            this = tl.load(by_row + entry, mask=entry < entries, other=-1)
-        tl.store(out + row * dim + column, total, mask=column < dim)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * C + tl.arange(0, C)
+    end = tl.load(ends + row)
+    total = tl.zeros((E, C), tl.float32)
+    for begin in range(tl.load(ends + row - 1, mask=row > 0, other=0), end, E):
+        entry = begin + tl.arange(0, E)
+        bag = tl.load(bags + entry, mask=entry < end, other=0)
+        weight = tl.load(weights + entry, mask=entry < end, other=0.0).to(tl.float32)
+        total += weight[:, None] * _rows_read(vectors, bag, entry < end, column, dim)
+    tl.store(out + row * dim + column, tl.sum(total, axis=0), mask=column < dim)

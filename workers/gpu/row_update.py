@@ -5,6 +5,9 @@ updates values, state and `last_step`; the others end at once, so nobody has to 
 for the GPU. bfloat16 values are rounded stochastically with the random bits of memory_store/value_types.py. `scale`
 multiplies the gradients and lies on the device, so that clipping needs no wait either.
 
+A thread has 8 columns of a row, and reads those of ENTRIES vectors at a time, 128 bytes: as in pooling.py. However many
+entries a row has, one program sums them up.
+
 Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a value, w numbers of state a row:
     4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
 """
@@ -20,8 +23,9 @@ import torch
 from torch import Tensor
 
 from memory_store.table_spec import OptimizerSpec
-from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
+from workers.gpu.compilation import kernel, kernel_for_any, kernels_run_on, power_of_two, tl
 
+ENTRIES = 4  # of a row that are read at a time
 _WORD = 0xFFFFFFFF
 # Their places are the numbers by which the kernel knows them.
 _KINDS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
@@ -58,15 +62,14 @@ def floor_bytes(entries: int, distinct: int, dim: int, state_width: int, item_by
 
 def squared_norm(gradients: RowGradients, table_rows: int) -> Tensor:
     """Sum of squares of all rows' summed gradients: a float32 scalar on the device."""
-    by_row, order = gradients.rows.sort(stable=True)
-    if not kernels_run_on(by_row.device):
+    if not kernels_run_on(gradients.rows.device):
         return _summed(gradients, table_rows)[1].square().sum()
-    squares = torch.zeros(by_row.numel(), device=by_row.device)
-    if by_row.numel():
-        dim = gradients.vectors.shape[1]
-        _squares_kernel[(by_row.numel(),)](
-            by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors, squares,
-            by_row.numel(), table_rows, dim, C=power_of_two(dim),
+    entries, dim = gradients.rows.numel(), gradients.vectors.shape[1]
+    squares = torch.zeros(entries, device=gradients.rows.device)
+    if entries:
+        _squares_kernel[(entries,)](
+            *_by_row(gradients), squares, entries, table_rows, dim,
+            E=ENTRIES, C=power_of_two(dim), num_warps=_warps(dim),
         )  # fmt: skip
     return squares.sum()
 
@@ -95,16 +98,16 @@ def update_rows(
         )  # fmt: skip
         return
     beta1, beta2 = optimizer.betas
-    by_row, order = gradients.rows.sort(stable=True)
     key = _step_key(seed, step)
-    dim = table.values.shape[1]
-    _update_kernel[(by_row.numel(),)](
-        by_row, order, gradients.vector_numbers, gradients.weights, gradients.vectors,
+    entries, dim = gradients.rows.numel(), table.values.shape[1]
+    _update_kernel[(entries,)](
+        *_by_row(gradients),
         table.values, table.first_state, table.second_state, table.last_step, scale,
-        by_row.numel(), table.values.shape[0], first_address, dim, step,
+        entries, table.values.shape[0], first_address, dim, step,
         key - (key >> 31 << 32),  # as a signed number: one type, one compilation
         learning_rate, _corrected(optimizer, step, learning_rate), 1 - beta1, 1 - beta2, optimizer.eps,
-        KIND=_KINDS.index(optimizer.kind), ROUND=table.values.dtype == torch.bfloat16, C=power_of_two(dim),
+        KIND=_KINDS.index(optimizer.kind), ROUND=table.values.dtype == torch.bfloat16,
+        E=ENTRIES, C=power_of_two(dim), num_warps=_warps(dim),
     )  # fmt: skip
 
 
@@ -151,6 +154,17 @@ def update_reference(
     table.last_step[rows] = step
 
 
+def _by_row(gradients: RowGradients) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, vector numbers and weights of the entries sorted by row, and the vectors."""
+    by_row, order = gradients.rows.sort(stable=True)
+    return by_row, gradients.vector_numbers[order], gradients.weights[order], gradients.vectors.contiguous()
+
+
+def _warps(dim: int) -> int:
+    """Of a program with rows of `dim` numbers."""
+    return min(32, max(1, power_of_two(dim) // 256))
+
+
 def _corrected(optimizer: OptimizerSpec, step: int, learning_rate: float) -> float:
     """Adam's learning rate with the correction of both moments' start at zero."""
     beta1, beta2 = optimizer.betas
@@ -193,40 +207,44 @@ def _mix(value):  # type: ignore[no-untyped-def]  # Triton's language has no typ
 
 @kernel
 def _sum_of_row(  # type: ignore[no-untyped-def]
-    begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C: tl.constexpr
+    begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E: tl.constexpr, C: tl.constexpr
 ):
-    """The gradient of the row whose first entry, sorted, is `begin`: `[C]`."""
+    """The gradient of the row whose first entry is `begin`: `[C]`."""
     column = tl.arange(0, C)
     total = tl.zeros((C,), tl.float32)
-    entry = begin
     this = row
     while this == row:
-        source = tl.load(order + entry)
-        vector = vectors + tl.load(vector_numbers + source) * dim + column
-        total += tl.load(weights + source) * tl.load(vector, mask=column < dim, other=0.0)
-        entry += 1
-        this = tl.load(by_row + entry, mask=entry < entries, other=-1)
+        entry = begin + tl.arange(0, E)
+        same = tl.load(by_row + entry, mask=entry < entries, other=-1) == row
+        number = tl.load(vector_numbers + entry, mask=same, other=0)
+        weight = tl.load(weights + entry, mask=same, other=0.0)
+        inside = same[:, None] & (column < dim)[None, :]
+        vector = tl.load(vectors + number[:, None] * dim + column[None, :], mask=inside, other=0.0)
+        total += tl.sum(weight[:, None] * vector, axis=0)
+        begin += E
+        this = tl.load(by_row + begin, mask=begin < entries, other=-1)
     return total
 
 
-@kernel
+@kernel_for_any("entries")
 def _squares_kernel(  # type: ignore[no-untyped-def]
-    by_row, order, vector_numbers, weights, vectors, squares, entries, table_rows, dim, C: tl.constexpr
-):
+    by_row, vector_numbers, weights, vectors, squares, entries, table_rows, dim,
+    E: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     begin = tl.program_id(0).to(tl.int64)
     row = tl.load(by_row + begin)
     if (row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1)) & (row < table_rows):
-        total = _sum_of_row(begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C)
+        total = _sum_of_row(begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E, C)
         tl.store(squares + begin, tl.sum(total * total, axis=0))
 
 
-@kernel
+@kernel_for_any("entries", "step", "step_key")
 def _update_kernel(  # type: ignore[no-untyped-def]
-    by_row, order, vector_numbers, weights, vectors,
+    by_row, vector_numbers, weights, vectors,
     values, first_state, second_state, last_step, scale,
     entries, table_rows, first_address, dim, step, step_key,
     rate, corrected, one_minus_beta1, one_minus_beta2, eps,
-    KIND: tl.constexpr, ROUND: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, ROUND: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     begin = tl.program_id(0).to(tl.int64)
     row = tl.load(by_row + begin)
@@ -234,18 +252,18 @@ def _update_kernel(  # type: ignore[no-untyped-def]
         column = tl.arange(0, C)
         inside = column < dim
         g = tl.load(scale) * _sum_of_row(
-            begin, row, by_row, order, vector_numbers, weights, vectors, entries, dim, C
+            begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E, C
         )
-        mean_square = tl.sum(g * g, axis=0) / dim
+        mean_square = tl.div_rn(tl.sum(g * g, axis=0), tl.cast(dim, tl.float32))
         change = rate * g
         if KIND == 1:  # adagrad
             s = tl.load(first_state + row * dim + column, mask=inside, other=0.0) + g * g
             tl.store(first_state + row * dim + column, s, mask=inside)
-            change = rate * g / (tl.sqrt(s) + eps)
+            change = tl.div_rn(rate * g, tl.sqrt_rn(s) + eps)
         if KIND == 2:  # rowwise_adagrad
             of_row = tl.load(first_state + row) + mean_square
             tl.store(first_state + row, of_row)
-            change = rate / (tl.sqrt(of_row) + eps) * g
+            change = tl.div_rn(rate, tl.sqrt_rn(of_row) + eps) * g
         if KIND >= 3:  # both kinds of Adam
             m = tl.load(first_state + row * dim + column, mask=inside, other=0.0)
             m += one_minus_beta1 * (g - m)
@@ -254,12 +272,12 @@ def _update_kernel(  # type: ignore[no-untyped-def]
                 v = tl.load(second_state + row * dim + column, mask=inside, other=0.0)
                 v += one_minus_beta2 * (g * g - v)
                 tl.store(second_state + row * dim + column, v, mask=inside)
-                change = corrected * m / (tl.sqrt(v) + eps)
+                change = tl.div_rn(corrected * m, tl.sqrt_rn(v) + eps)
             else:
                 v_of_row = tl.load(second_state + row)
                 v_of_row += one_minus_beta2 * (mean_square - v_of_row)
                 tl.store(second_state + row, v_of_row)
-                change = corrected / (tl.sqrt(v_of_row) + eps) * m
+                change = tl.div_rn(corrected, tl.sqrt_rn(v_of_row) + eps) * m
         place = values + row * dim + column
         moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
         if ROUND:

@@ -4,7 +4,8 @@ One program takes TOKENS queries of one head. For each half it multiplies them w
 the scores into the k best so far; of the pairs of the two sorted halves only those with (i+1)(j+1) <= k can win, and the
 k best of these are written. A score and its index are packed into one integer of 64 bits whose order is that of the
 scores, and among equal scores that of the indices, lowest first: so ties are resolved as workers/selection_kernels.py
-does. A query with a NaN among its scores gets k scores NaN.
+does. A query with a NaN among its scores gets k scores NaN. Sorting takes more instructions than the products, so BLOCK is k
+as a rule: what is sorted is never much longer than what is kept.
 
 The gradient needs no product of matrices: a query's is a weighted sum of k sub-keys, and a sub-key's a weighted sum of the
 queries that chose it, which are the kernels of pooling.py with the sub-keys as the table.
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
+from workers.gpu.compilation import kernel, kernel_for_any, kernels_run_on, power_of_two, tl
 from workers.gpu.pooling import pool, sum_by_row
 
-TOKENS, BLOCK = 16, 64
+TOKENS, BLOCK = 16, 32
 
 
 def floor_bytes(tokens: int, heads: int, sub_keys: int, width: int, k: int) -> int:
@@ -157,7 +158,7 @@ def _best_of_half(  # type: ignore[no-untyped-def]
     queries, sub_keys, token, unit, tokens, units, n, width,
     T: tl.constexpr, B: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """The K best scores of a half, packed int64 `[T, K]`, and whether there was a NaN, int32 `[T]`."""
+    """The K best scores of a half, packed int64 `[T, K]`, the best last, and whether there was a NaN, int32 `[T]`."""
     column = tl.arange(0, C)
     query = tl.load(
         queries + (token[:, None].to(tl.int64) * units + unit) * width + column[None, :],
@@ -178,12 +179,12 @@ def _best_of_half(  # type: ignore[no-untyped-def]
         exists = (index[None, :] < n) & (token[:, None] < tokens)
         broken |= tl.max(((scores != scores) & exists).to(tl.int32), axis=1)
         fresh = tl.where(exists, _packed(scores, index[None, :] + tl.zeros((T, B), tl.int32)), least)
-        both = tl.join(best, tl.topk(fresh, K)).reshape((T, 2 * K))
-        best = tl.topk(both, K)
+        # One rises, the other falls: the larger ones, place by place, are the best of both, and rise, then fall or reversed.
+        best = tl.bitonic_merge(tl.maximum(best, tl.topk(fresh, K)))
     return best, broken
 
 
-@kernel
+@kernel_for_any("tokens")
 def _select_kernel(  # type: ignore[no-untyped-def]
     queries, sub_keys, first_places, second_places, rows, out_scores,
     tokens, heads, n, width, k, pairs,
@@ -192,28 +193,30 @@ def _select_kernel(  # type: ignore[no-untyped-def]
     """See the module."""
     token = tl.program_id(0) * T + tl.arange(0, T)
     head = tl.program_id(1)
-    best0, broken0 = _best_of_half(
-        queries, sub_keys, token, 2 * head, tokens, 2 * heads, n, width, T, B, C, K
-    )
-    best1, broken1 = _best_of_half(
-        queries, sub_keys, token, 2 * head + 1, tokens, 2 * heads, n, width, T, B, C, K
-    )
-    broken = (broken0 | broken1) != 0
+    best0 = tl.zeros((T, K), tl.int64)
+    best1 = best0
+    broken = tl.zeros((T,), tl.int32)
+    for half in range(2):  # a loop: the code of one half is large, and once is enough of it
+        best0 = best1
+        best1, broken_half = _best_of_half(
+            queries, sub_keys, token, 2 * head + half, tokens, 2 * heads, n, width, T, B, C, K
+        )
+        broken |= broken_half
 
     pair = tl.arange(0, P)
     place0 = tl.load(first_places + pair, mask=pair < pairs, other=0)[None, :] + tl.zeros((T, P), tl.int32)
     place1 = tl.load(second_places + pair, mask=pair < pairs, other=0)[None, :] + tl.zeros((T, P), tl.int32)
-    sums = _score_of(tl.gather(best0, place0, 1)) + _score_of(tl.gather(best1, place1, 1))
+    sums = _score_of(tl.gather(best0, K - 1 - place0, 1)) + _score_of(tl.gather(best1, K - 1 - place1, 1))
     everything = _packed(sums, pair[None, :] + tl.zeros((T, P), tl.int32))
     winners = tl.topk(tl.where(pair[None, :] < pairs, everything, -0x8000000000000000), K)
 
     # Of a broken query, and behind the k-th winner, the numbers mean nothing: its places must still exist.
     winner = tl.minimum(tl.maximum(_index_of(winners), 0), P - 1)
-    chosen0 = _index_of(tl.gather(best0, tl.gather(place0, winner, 1), 1)).to(tl.int64)
-    chosen1 = _index_of(tl.gather(best1, tl.gather(place1, winner, 1), 1)).to(tl.int64)
+    chosen0 = _index_of(tl.gather(best0, K - 1 - tl.gather(place0, winner, 1), 1)).to(tl.int64)
+    chosen1 = _index_of(tl.gather(best1, K - 1 - tl.gather(place1, winner, 1), 1)).to(tl.int64)
     place = tl.arange(0, K)[None, :]
-    row = tl.where(broken[:, None], place.to(tl.int64), chosen0 * n + chosen1)
-    score = tl.where(broken[:, None], float("nan"), _score_of(winners))
+    row = tl.where(broken[:, None] != 0, place.to(tl.int64), chosen0 * n + chosen1)
+    score = tl.where(broken[:, None] != 0, float("nan"), _score_of(winners))
     target = (token[:, None].to(tl.int64) * heads + head) * k + place
     exists = (token[:, None] < tokens) & (place < k)
     tl.store(rows + target, row, mask=exists)

@@ -142,10 +142,11 @@ def test_pooling_and_its_gradients(dtype: torch.dtype, bags: int, per_bag: int, 
         torch.testing.assert_close(summed(30, rows, weights, gradient), dense)
 
 
-def test_wide_rows_are_pooled_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_rows_and_long_bags_are_pooled_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pooling, "COLUMNS_MAX", 16)
-    values, rows = torch.randn(9, 50, generator=generator()), torch.tensor([[0, 8], [3, 3]])
-    weights, gradient = torch.randn(2, 2, generator=generator(1)), torch.randn(2, 50, generator=generator(2))
+    monkeypatch.setattr(pooling, "ENTRIES_MAX", 2)
+    values, rows = torch.randn(9, 50, generator=generator()), torch.tensor([[0, 8, 0, 0, 5], [3, 3, 0, 3, 3]])
+    weights, gradient = torch.randn(2, 5, generator=generator(1)), torch.randn(2, 50, generator=generator(2))
     torch.testing.assert_close(
         pooling.pool(values, rows, weights), pooling.pool_reference(values, rows, weights)
     )
@@ -159,8 +160,11 @@ def test_wide_rows_are_pooled_in_several_blocks(monkeypatch: pytest.MonkeyPatch)
 
 
 def random_gradients(entries: int, rows: int, dim: int, seed: int) -> RowGradients:
+    """Of which one row has half of all entries: more than are read at a time."""
+    chosen = torch.randint(0, rows, (entries,), generator=generator(seed))
+    chosen[::2] = 3
     return RowGradients(
-        torch.randint(0, rows, (entries,), generator=generator(seed)),
+        chosen,
         torch.randint(0, 5, (entries,), generator=generator(seed + 1)),
         torch.randn(entries, generator=generator(seed + 2)),
         torch.randn(5, dim, generator=generator(seed + 3)),

@@ -14,18 +14,27 @@ from workers.gpu import pooling, row_update, selection
 from workers.gpu.compilation import kernels_run_on
 
 
-@pytest.mark.timeout(600)
-def test_kernels_under_the_interpreter() -> None:
+def run_in_a_process(tests: str, **environment: str) -> None:
     # Whether Triton interprets is decided when it is imported, for the whole process.
-    tests = Path(__file__).with_name("interpreted_kernels.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).with_name(tests))],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.timeout(600)
+def test_kernels_under_the_interpreter() -> None:
+    run_in_a_process("interpreted_kernels.py", TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    run_in_a_process("kernels_for_gpus.py", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
 
 
 def test_without_triton_the_references_run() -> None:

@@ -18,7 +18,9 @@ from workers.table_placement import store_in_process
 from workers.training import Trainer
 
 # What waits for all that a GPU was given, if its tensor lies there: reading a number, and shapes that depend on numbers.
-_WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "repeat_interleave")
+_WAITING = (
+    "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "repeat_interleave", "bincount",
+)  # fmt: skip
 
 
 class _Waits(TorchDispatchMode):
@@ -52,6 +54,7 @@ class _Waits(TorchDispatchMode):
             "memory__gate": True,
             "memory__qk_norm": True,
             "train__non_finite": "skip",
+            "memory__revive_dead_after": 50,
         },
     ],
 )
