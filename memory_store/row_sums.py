@@ -76,6 +76,31 @@ def add_weighted_rows(
 
 
 @generated
+def add_scaled_row(
+    typing_context: Any, out: Any, target: Any, values: Any, row: Any, factor: Any
+) -> tuple[Any, Callable[..., Any]]:
+    """out[target] += factor * values[row]."""
+    check_contiguous(out, values)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        code = Generation(context, builder, signature, arguments)
+        total, read, single = (
+            code.row(0, code.index(1)),
+            code.row(2, code.index(3)),
+            code.single(4, out.dtype),
+        )
+
+        def add(column: Any, count: int) -> None:
+            product = code.repeated(single, count) * read.load(column, count)
+            total.store(column, count, (total.load(column, count) + product).value)
+
+        code.over_columns(code.columns(0), add)
+        return context.get_dummy_value()
+
+    return types.void(out, target, values, row, factor), generate
+
+
+@generated
 def inner_products(
     typing_context: Any, vectors: Any, vector: Any, values: Any, first: Any, addresses: Any, entries: Any
 ) -> tuple[Any, Callable[..., Any]]:

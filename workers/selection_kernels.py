@@ -24,6 +24,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
+from memory_store.row_sums import add_scaled_row, add_weighted_rows
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
@@ -177,11 +178,14 @@ def selection_gradient(
     """
     tokens, heads, k = rows.shape
     n, width = sub_keys.shape[2], sub_keys.shape[3]
+    # The half h of head j of token t is row (t * heads + j) * 2 + h.
+    halves, halves_gradient = queries.reshape(-1, width), query_gradient.reshape(-1, width)
     for unit in prange(2 * heads):
         head, half = unit // 2, unit % 2
         keys, keys_gradient = sub_keys[head, half], sub_key_gradient[head, half]
         sums = np.empty(n, dtype=np.float32)  # gradient of this token's score of each sub-key it touches
-        touched = np.empty(k, dtype=np.int64)
+        touched = np.zeros(k, dtype=np.int64)
+        factors = np.empty(k, dtype=np.float32)  # the sums of those touched
         last_token = np.full(n, -1, dtype=np.int64)
         keys_gradient[:] = 0
         for token in range(tokens):
@@ -195,10 +199,17 @@ def selection_gradient(
                     touched[count] = index
                     count += 1
                 sums[index] += score_gradient[token, head, place]
-            query_gradient[token, head, half] = 0
+            own = token * 2 * heads + unit
+            for column in range(width):
+                halves_gradient[own, column] = 0
             for place in range(count):
-                index = touched[place]
-                gradient = sums[index]
-                for column in range(width):
-                    query_gradient[token, head, half, column] += gradient * keys[index, column]
-                    keys_gradient[index, column] += gradient * queries[token, head, half, column]
+                factors[place] = sums[touched[place]]
+                add_scaled_row(keys_gradient, touched[place], halves, own, factors[place])
+            place = 0
+            while place + 4 <= count:
+                four = (place, place + 1, place + 2, place + 3)
+                add_weighted_rows(halves_gradient, own, keys, 0, touched, factors, four)
+                place += 4
+            while place < count:
+                add_weighted_rows(halves_gradient, own, keys, 0, touched, factors, (place,))
+                place += 1
