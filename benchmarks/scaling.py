@@ -147,16 +147,17 @@ def _bare_reads(siblings: dict[int, int], size: ScalingSize, read: int) -> dict[
     for rows, count in siblings.items():
         tables = np.empty((count, rows, size.dim), dtype=np.float32)
         tables.fill(1)  # so that its pages are there
-        numbers, out = cycle(tables[..., 0]), np.empty(read, dtype=np.float32)
-        wanted = _distinct_rows(rows, read).reshape(-1)
+        # Flat, because take would first copy a column of a table to have its numbers side by side.
+        numbers, out = cycle(tables.reshape(count, -1)), np.empty(read, dtype=np.float32)
+        wanted = _distinct_rows(rows, read).reshape(-1) * size.dim
         reads[str(rows)] = partial(_read_next, numbers, wanted, out)
     return paired_seconds(reads, size.repeats)
 
 
 def _read_next(
-    numbers: Iterator[NDArray[np.float32]], rows: NDArray[np.int64], out: NDArray[np.float32]
+    numbers: Iterator[NDArray[np.float32]], wanted: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
-    np.take(next(numbers), rows, out=out, mode="wrap")  # any mode but "raise" does without a second buffer
+    np.take(next(numbers), wanted, out=out, mode="wrap")  # any mode but "raise" does without a second buffer
 
 
 def _distinct_rows(rows: int, count: int) -> NDArray[np.int64]:
