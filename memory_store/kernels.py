@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
 from memory_store.row_copies import copy_row, copy_row_past_caches, finish_lines, goes_past_caches
-from memory_store.row_sums import add_weighted_rows, inner_products
+from memory_store.row_sums import inner_products, sum_weighted_rows
 
 FloatArray = NDArray[Any]  # float32; float64 for float64 tables
 
@@ -57,18 +57,9 @@ def pool_rows(
     out: FloatArray,
 ) -> None:
     """out[t, :] = sum over the entries e of token t of weights[e] * row addresses[e]. out `[T, D]`."""
-    tokens, dim = out.shape
-    for token in prange(tokens):
-        for column in range(dim):
-            out[token, column] = 0
-        entry, end = np.int64(offsets[token]), np.int64(offsets[token + 1])
-        while entry + 4 <= end:
-            four = (entry, entry + 1, entry + 2, entry + 3)
-            add_weighted_rows(out, token, values, first, addresses, weights, four)
-            entry += 4
-        while entry < end:
-            add_weighted_rows(out, token, values, first, addresses, weights, (entry,))
-            entry += 1
+    for token in prange(out.shape[0]):
+        begin, end = np.int64(offsets[token]), np.int64(offsets[token + 1])
+        sum_weighted_rows(out, token, values, first, addresses, weights, begin, end)
 
 
 @compiled(parallel=True)

@@ -31,7 +31,7 @@ from memory_store.kernels import PARTS, FloatArray
 from memory_store.placement import BUCKETS
 from memory_store.row_code import AHEAD, prefetch
 from memory_store.row_steps import adagrad_row, adam_row, descend_row, momentum_row
-from memory_store.row_sums import add_weighted_rows, sum_of_squares
+from memory_store.row_sums import sum_of_squares, sum_weighted_rows
 from memory_store.table_spec import OptimizerSpec
 from memory_store.value_types import mix
 
@@ -84,28 +84,6 @@ def _reorder(
         ordered_weights[position] = weights[order[position]]
 
 
-@compiled(inline=True)
-def _sum_gradient(
-    sums: FloatArray,
-    row: int,
-    begin: int | np.int64,
-    end: int | np.int64,
-    vector_numbers: NDArray[np.int32],
-    weights: FloatArray,
-    vectors: FloatArray,
-) -> None:
-    for column in range(sums.shape[1]):
-        sums[row, column] = 0
-    index = begin
-    while index + 4 <= end:
-        four = (index, index + 1, index + 2, index + 3)
-        add_weighted_rows(sums, row, vectors, 0, vector_numbers, weights, four)
-        index += 4
-    while index < end:
-        add_weighted_rows(sums, row, vectors, 0, vector_numbers, weights, (index,))
-        index += 1
-
-
 @compiled(parallel=True)
 def _sum_rows(
     starts: NDArray[np.int32],
@@ -115,7 +93,8 @@ def _sum_rows(
     out: FloatArray,
 ) -> None:
     for group in prange(starts.size - 1):
-        _sum_gradient(out, group, starts[group], starts[group + 1], vector_numbers, weights, vectors)
+        begin, end = np.int64(starts[group]), np.int64(starts[group + 1])
+        sum_weighted_rows(out, group, vectors, 0, vector_numbers, weights, begin, end)
 
 
 @compiled(parallel=True)
@@ -130,7 +109,8 @@ def _squared_norms(
     for part in prange(PARTS):
         gradient = np.empty((1, dim), dtype=vectors.dtype)
         for group in range(groups * part // PARTS, groups * (part + 1) // PARTS):
-            _sum_gradient(gradient, 0, starts[group], starts[group + 1], vector_numbers, weights, vectors)
+            begin, end = np.int64(starts[group]), np.int64(starts[group + 1])
+            sum_weighted_rows(gradient, 0, vectors, 0, vector_numbers, weights, begin, end)
             total = 0.0
             for column in range(dim):
                 total += np.float64(gradient[0, column]) * np.float64(gradient[0, column])
@@ -161,41 +141,22 @@ def _update_row(
             values, first_state, second_state, row, later_row, gradients, which, later, scale, (rate,), key
         )
     elif kind == ADAGRAD:
+        scalars = (rate, eps)
         adagrad_row(
-            values,
-            first_state,
-            second_state,
-            row,
-            later_row,
-            gradients,
-            which,
-            later,
-            scale,
-            (rate, eps),
-            key,
+            values, first_state, second_state, row, later_row, gradients, which, later, scale, scalars, key
         )
     elif kind == ROWWISE_ADAGRAD:
         prefetch(first_state, later_row)
         s = first_state[row, 0] + scale * scale * inverse_dim * sum_of_squares(gradients, which)
         first_state[row, 0] = s
-        row_rate = rate / (math.sqrt(s) + eps)
+        of_row = (rate / (math.sqrt(s) + eps),)
         descend_row(
-            values,
-            first_state,
-            second_state,
-            row,
-            later_row,
-            gradients,
-            which,
-            later,
-            scale,
-            (row_rate,),
-            key,
+            values, first_state, second_state, row, later_row, gradients, which, later, scale, of_row, key
         )
     elif kind == ADAM:
-        scalars = (corrected_rate, eps, one_minus_beta1, one_minus_beta2)
+        of_adam = (corrected_rate, eps, one_minus_beta1, one_minus_beta2)
         adam_row(
-            values, first_state, second_state, row, later_row, gradients, which, later, scale, scalars, key
+            values, first_state, second_state, row, later_row, gradients, which, later, scale, of_adam, key
         )
     else:
         prefetch(second_state, later_row)
@@ -245,7 +206,7 @@ def _update(
                     constants, key,
                 )  # fmt: skip
             else:
-                _sum_gradient(summed, 0, begin, end, vector_numbers, weights, vectors)
+                sum_weighted_rows(summed, 0, vectors, 0, vector_numbers, weights, begin, end)
                 _update_row(
                     kind, values, first_state, second_state, row, later_row, summed, 0, 0, constants[1],
                     constants, key,

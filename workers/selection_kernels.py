@@ -24,7 +24,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
-from memory_store.row_sums import add_scaled_row, add_weighted_rows
+from memory_store.row_sums import add_scaled_row, sum_weighted_rows
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
@@ -200,16 +200,7 @@ def selection_gradient(
                     count += 1
                 sums[index] += score_gradient[token, head, place]
             own = token * 2 * heads + unit
-            for column in range(width):
-                halves_gradient[own, column] = 0
             for place in range(count):
                 factors[place] = sums[touched[place]]
                 add_scaled_row(keys_gradient, touched[place], halves, own, factors[place])
-            place = 0
-            while place + 4 <= count:
-                four = (place, place + 1, place + 2, place + 3)
-                add_weighted_rows(halves_gradient, own, keys, 0, touched, factors, four)
-                place += 4
-            while place < count:
-                add_weighted_rows(halves_gradient, own, keys, 0, touched, factors, (place,))
-                place += 1
+            sum_weighted_rows(halves_gradient, own, keys, 0, touched, factors, 0, count)
