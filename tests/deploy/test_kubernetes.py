@@ -1,4 +1,4 @@
-"""deploy/kubernetes against the published schemas of Kubernetes and the fields of KubeRay, and what its pods promise."""
+"""deploy/kubernetes against the schemas that Kubernetes and KubeRay publish, and what its pods promise."""
 
 from __future__ import annotations
 
@@ -87,28 +87,72 @@ def test_a_field_that_there_is_not_is_found() -> None:
     [
         lambda spec: spec.update(gcsFaultTolerance={}),
         lambda spec: spec.update(rayVersion=2.6),
+        lambda spec: spec.update(managedBy="us"),
+        lambda spec: spec.update(upgradeStrategy={"type": "Recreate"}),  # of 1.6
+        lambda spec: spec.update(authOptions={"mode": "tokens"}),
+        lambda spec: spec.update(authOptions={"mode": "token", "secretName": "pkm"}),  # of 1.6
+        lambda spec: spec.update(autoscalerOptions={"upscalingMode": "conservative"}),
+        lambda spec: spec.update(autoscalerOptions={"version": 2}),
+        lambda spec: spec.update(autoscalerOptions={"volumeMounts": [{"name": "tmp"}]}),
+        lambda spec: spec.pop("headGroupSpec"),
         lambda spec: spec["gcsFaultToleranceOptions"].pop("redisAddress"),
         lambda spec: spec["gcsFaultToleranceOptions"].update(redisPassword="secret"),
         lambda spec: spec["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"].update(secretRef={}),
         lambda spec: spec["headGroupSpec"].update(replicas=1),
+        lambda spec: spec["headGroupSpec"].pop("template"),
+        lambda spec: spec["headGroupSpec"].update(headService={"spec": {"ports": [{"name": "dashboard"}]}}),
+        lambda spec: spec["headGroupSpec"]["template"]["metadata"].update(generateName="head-"),
         lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
         lambda spec: spec["workerGroupSpecs"][0].pop("groupName"),
+        lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"),
+        lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas=2**31),
         lambda spec: spec["workerGroupSpecs"][0].update(minReplicas="1"),
-        lambda spec: spec["workerGroupSpecs"][0].update(labels={"pkm.hosts": "shards and more"}),
+        lambda spec: spec["workerGroupSpecs"][0].update(labels={"pkm.hosts": 1}),
+        lambda spec: spec["workerGroupSpecs"][0].update(scaleStrategy={"workersToDelete": "pkm-1"}),
         lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"].update(container=[]),
         lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0].update(readOnly=True),
+        lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["resources"].update(
+            limits={"memory": "32GiB"}
+        ),
+        lambda spec: spec["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]["env"].append(
+            {"name": "RAY_AUTH_MODE", "value": "token"}
+        ),
     ],
 )
-def test_a_field_that_kuberay_has_not_is_found(spoil: Callable[[dict[str, Any]], object]) -> None:
+def test_what_the_schema_of_kuberay_has_not_is_found(spoil: Callable[[dict[str, Any]], object]) -> None:
     (cluster,) = (item for item in resources("base") if item["kind"] == "RayCluster")
     spoil(cluster["spec"])
     with pytest.raises(jsonschema.ValidationError):
         check_ray_cluster(cluster)
 
 
+def test_what_the_schema_of_kuberay_has_and_we_do_not_use_is_taken() -> None:
+    (cluster,) = (item for item in resources("base") if item["kind"] == "RayCluster")
+    cluster["spec"].update(
+        managedBy="ray.io/kuberay-operator",
+        authOptions={"mode": "token"},
+        autoscalerOptions={
+            "version": "v2",
+            "upscalingMode": "Conservative",
+            "idleTimeoutSeconds": 60,
+            "resources": {"limits": {"cpu": 1, "memory": "1.5e9"}},
+            "env": [{"name": "RAY_LOG_LEVEL", "value": "debug"}],
+        },
+    )
+    cluster["spec"]["headGroupSpec"].update(
+        serviceType="ClusterIP",
+        headService={"metadata": {"name": "pkm"}, "spec": {"ports": [{"port": 8265}]}},
+    )
+    del cluster["spec"]["headGroupSpec"]["rayStartParams"]
+    cluster["spec"]["workerGroupSpecs"][0].update(numOfHosts=2, scaleStrategy={"workersToDelete": ["pkm-1"]})
+    check_ray_cluster(cluster)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        lambda spec: spec["headGroupSpec"]["template"].pop("spec"),
+        lambda spec: spec["workerGroupSpecs"][0].update(labels={"pkm.hosts": "shards and more"}),
         lambda spec: spec["workerGroupSpecs"][0]["rayStartParams"].update(labels="pkm.hosts=shards"),
         lambda spec: spec["headGroupSpec"].update(resources={"CPU": "0"}),
         lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"redis-password": "secret"}),
