@@ -57,15 +57,20 @@ class PackageLayer:
 
 
 class _PackageQueries(nn.Module):
-    """The package's query network, giving queries `[T, H, query_dim]` as ours does."""
+    """The package's query network with its weights, whose features come in our order: `[T, H, query_dim]`."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
-        self.heads, self.linear, self.norm = module.heads, module.to_queries, module.norm
+        self.heads, self.norm = module.heads, module.norm
+        features, dim = module.to_queries.weight.shape
+        self.linear = nn.Linear(dim, features, bias=False)
+        by_half = module.to_queries.weight.detach().view(2, self.heads, -1, dim)
+        with torch.no_grad():
+            self.linear.weight.copy_(by_half.transpose(0, 1).reshape(features, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        normal: Tensor = self.norm(self.linear(x).unflatten(-1, (2, self.heads, -1)))
-        return normal.transpose(1, 2).flatten(2)
+        normal: Tensor = self.norm(self.linear(x).unflatten(-1, (self.heads, 2, -1)))
+        return normal.flatten(2)
 
 
 class OurLayer:

@@ -9,11 +9,13 @@ in the same order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
+from memory_store.reused_memory import empty
 
 _DIGIT_BITS = 11
 _DIGITS = 1 << _DIGIT_BITS
@@ -33,51 +35,56 @@ class Groups:
 
     def group_of_entry(self) -> NDArray[np.int32]:
         """For each entry the number of its group: int32 `[N]`."""
-        inverse = np.empty(self.order.size, dtype=np.int32)
+        inverse = empty((self.order.size,), np.int32)
         _invert(self.starts, self.order, inverse)
         return inverse
 
 
 @compiled()
 def _sort(
-    addresses: NDArray[np.uint32], passes: int, order: NDArray[np.int32], spare: NDArray[np.int32]
-) -> NDArray[np.int32]:
-    """Stable radix sort of entry numbers by address, least significant digit first."""
-    entries = addresses.size
-    for index in range(entries):
-        order[index] = index
-    counts = np.empty(_DIGITS + 1, dtype=np.int64)
+    addresses: NDArray[np.uint32], passes: int, entries: NDArray[np.uint64], spare: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Stable radix sort of entries by address, least significant digit first: the address above the entry's number."""
+    counts = np.zeros((passes, _DIGITS + 1), dtype=np.int64)
     for digit in range(passes):
-        shift = np.uint32(digit * _DIGIT_BITS)
-        counts[:] = 0
-        for index in range(entries):
-            counts[((addresses[index] >> shift) & np.uint32(_DIGITS - 1)) + 1] += 1
+        for index in range(addresses.size):
+            counts[digit, _digit(addresses[index], digit) + 1] += 1
         for value in range(_DIGITS):
-            counts[value + 1] += counts[value]
-        for index in range(entries):
-            entry = order[index]
-            value = (addresses[entry] >> shift) & np.uint32(_DIGITS - 1)
-            spare[counts[value]] = entry
-            counts[value] += 1
-        order, spare = spare, order
-    return order
+            counts[digit, value + 1] += counts[digit, value]
+    for index in range(addresses.size):
+        value = _digit(addresses[index], 0)
+        entries[counts[0, value]] = np.uint64(addresses[index]) << np.uint64(32) | np.uint64(index)
+        counts[0, value] += 1
+    for digit in range(1, passes):
+        for index in range(addresses.size):
+            value = _digit(np.uint32(entries[index] >> np.uint64(32)), digit)
+            spare[counts[digit, value]] = entries[index]
+            counts[digit, value] += 1
+        entries, spare = spare, entries
+    return entries
+
+
+@compiled(inline=True)
+def _digit(address: np.uint32, digit: int) -> Any:
+    return np.int64((address >> np.uint32(digit * _DIGIT_BITS)) & np.uint32(_DIGITS - 1))
 
 
 @compiled()
 def _boundaries(
-    addresses: NDArray[np.uint32],
-    order: NDArray[np.int32],
+    entries: NDArray[np.uint64],
     distinct: NDArray[np.uint32],
     starts: NDArray[np.int32],
+    order: NDArray[np.int32],
 ) -> int:
     groups = 0
-    for index in range(order.size):
-        address = addresses[order[index]]
+    for index in range(entries.size):
+        address = np.uint32(entries[index] >> np.uint64(32))
+        order[index] = np.int32(entries[index] & np.uint64(0xFFFFFFFF))
         if groups == 0 or address != distinct[groups - 1]:
             distinct[groups] = address
             starts[groups] = index
             groups += 1
-    starts[groups] = order.size
+    starts[groups] = entries.size
     return groups
 
 
@@ -90,13 +97,13 @@ def _invert(starts: NDArray[np.int32], order: NDArray[np.int32], inverse: NDArra
 
 def group_by_address(addresses: NDArray[np.uint32]) -> Groups:
     """Group the entries of `addresses` (uint32 `[N]`) by equal address."""
-    entries = addresses.size
-    order, spare = np.empty(entries, dtype=np.int32), np.empty(entries, dtype=np.int32)
-    largest = int(addresses.max()) if entries else 0
+    size = addresses.size
+    largest = int(addresses.max()) if size else 0
     passes = max(1, -(-largest.bit_length() // _DIGIT_BITS))
-    order = _sort(addresses, passes, order, spare)
-    distinct, starts = np.empty(entries, dtype=np.uint32), np.empty(entries + 1, dtype=np.int32)
-    groups = _boundaries(addresses, order, distinct, starts)
+    entries = _sort(addresses, passes, empty((size,), np.uint64), empty((size,), np.uint64))
+    distinct, starts = empty((size,), np.uint32), empty((size + 1,), np.int32)
+    order = empty((size,), np.int32)
+    groups = _boundaries(entries, distinct, starts, order)
     return Groups(distinct[:groups].copy(), starts[: groups + 1].copy(), order)
 
 

@@ -2,7 +2,7 @@
 
 Each kernel is one pass over the rows it touches, on all threads, without the GIL. Rows are named by address;
 `first` is the first address the given `values` hold. Entries of token `t` are `offsets[t] .. offsets[t+1] -
-1`. Sums over the entries of a token are made in entry order, four rows at a time, the same way everywhere, so
+1`. Sums over the entries of a token are made in entry order, one after the other, so
 that pooling at a shard and pooling fetched rows at the trainer give the same bits when one shard holds all
 rows.
 """

@@ -185,7 +185,7 @@ class FetchedRows:
 
     def weight_gradient(self, output_gradient: FloatArray) -> FloatArray:
         """`[T*M]`: the gradient of every entry's weight."""
-        out = np.empty(self.entries.addresses.size, dtype=output_gradient.dtype)
+        out = empty((self.entries.addresses.size,), output_gradient.dtype)
         weight_gradients(self.values, 0, self.entries.offsets, self._inverse(), output_gradient, out)
         return out
 

@@ -19,6 +19,7 @@ from memory_store.calls import Waiting, expect
 from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.kernels import FloatArray, weight_gradients
 from memory_store.lookups import Entries, FetchedRows, ShardEntries, split_entries
+from memory_store.reused_memory import empty
 
 Contributing = type[m.RowGradient] | type[m.PoolGradient] | type[m.EntryGradient] | type[m.ReplaceRows]
 
@@ -174,7 +175,7 @@ class InPlaceLookup(OpenLookup):
             )
 
         def finish() -> FloatArray:
-            weight_gradient = np.empty(entries.addresses.size, dtype=gradient.dtype)
+            weight_gradient = empty((entries.addresses.size,), gradient.dtype)
             weight_gradients(self._values, 0, entries.offsets, entries.addresses, gradient, weight_gradient)
             return weight_gradient.reshape(self._shape)
 

@@ -29,6 +29,7 @@ from memory_store.compilation import compiled
 from memory_store.grouping import Groups
 from memory_store.kernels import PARTS, FloatArray
 from memory_store.placement import BUCKETS
+from memory_store.reused_memory import empty
 from memory_store.row_code import AHEAD, prefetch
 from memory_store.row_steps import adagrad_row, adam_row, descend_row, momentum_row
 from memory_store.row_sums import sum_of_squares, sum_weighted_rows
@@ -66,7 +67,7 @@ class Contributions:
     ) -> Contributions:
         """Bring entries (vector_of_entry int32 `[N]`, weights `[N]`) into the order of their groups."""
         # Once, side by side: a kernel that followed `order` for each row would wait for every entry in turn.
-        numbers, ordered = np.empty_like(vector_of_entry), np.empty_like(weights)
+        numbers, ordered = empty(vector_of_entry.shape, np.int32), empty(weights.shape, weights.dtype)
         _reorder(groups.order, vector_of_entry, weights, numbers, ordered)
         return cls(groups.addresses, groups.starts, numbers, ordered, vectors)
 

@@ -23,8 +23,9 @@ from numba.extending import intrinsic
 
 LINE_BYTES = 64
 LANES = 16  # numbers side by side: a cache line of float32
+COUNTS = (LANES, 1)  # how many numbers a turn of a loop over columns has, and of the loop over those left
 # Rows. Measured for rows of 64 to 1024 numbers: fewer than eight come too late for short rows, and more gain nothing.
-AHEAD = 12
+AHEAD = 16
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(32)
 
@@ -65,23 +66,27 @@ class Numbers:
 
     def sum(self) -> Numbers:
         """All of them, added up pair by pair."""
-        whole, builder = self.value, self.builder
-        while isinstance(whole.type, ir.VectorType) and whole.type.count > 1:
-            half = whole.type.count // 2
+        return self.folded(Numbers.__add__)
+
+    def folded(self, operation: Callable[[Numbers, Numbers], Numbers]) -> Numbers:
+        """A single number: what an operation makes of the first half and the second half, until one is left."""
+        whole, builder = self, self.builder
+        while isinstance(whole.value.type, ir.VectorType) and whole.value.type.count > 1:
+            half = whole.value.type.count // 2
             low, high = (
-                builder.shuffle_vector(whole, whole, ir.Constant(ir.VectorType(_WORD, half), places))
+                builder.shuffle_vector(
+                    whole.value, whole.value, ir.Constant(ir.VectorType(_WORD, half), places)
+                )
                 for places in (list(range(half)), list(range(half, 2 * half)))
             )
-            whole = builder.fadd(low, high)
-        if isinstance(whole.type, ir.VectorType):
-            whole = builder.extract_element(whole, _WORD(0))
-        return Numbers(builder, whole)
+            whole = operation(Numbers(builder, low), Numbers(builder, high))
+        if isinstance(whole.value.type, ir.VectorType):
+            whole = Numbers(builder, builder.extract_element(whole.value, _WORD(0)))
+        return whole
 
 
 class Generation:
     """The code of one call of an intrinsic: what its arguments are, and loops over columns."""
-
-    counts = (LANES, 1)  # how many numbers a turn of a loop has
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> None:
         self.context, self.builder = context, builder
@@ -163,13 +168,19 @@ class Generation:
         places = ir.Constant(ir.VectorType(_WORD, count), [0] * count)
         return Numbers(self.builder, self.builder.shuffle_vector(first, first, places))
 
-    def over_columns(self, columns: Any, body: Callable[[Any, int], None]) -> None:
-        """Call `body(column, count)` for `count` columns from `column` on: LANES at a time, then those left one by one."""
+    def over_columns(
+        self, columns: Any, body: Callable[[Any, int], None], counts: Sequence[int] = COUNTS
+    ) -> None:
+        """Call `body(column, count)` for `count` columns from `column` on: the first of `counts` as often as it fits, then
+        the next, each of which divides the one before it; the last is 1.
+        """
         builder, intp = self.builder, self.context.get_value_type(types.intp)
-        rest = builder.and_(columns, intp(-LANES))
-        for (begin, end), count in zip(((intp(0), rest), (rest, columns)), self.counts, strict=True):
+        begin = intp(0)
+        for count in counts:
+            end = builder.and_(columns, intp(-count))
             with cgutils.for_range_slice(builder, begin, end, intp(count), intp) as (column, _):
                 body(column, count)
+            begin = end
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,25 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
-from memory_store.row_code import Generation, Numbers, check_contiguous, generated
+from memory_store.row_code import COUNTS, Generation, Numbers, check_contiguous, generated
+
+# Numbers. Half as many sums fill half of the registers of a processor with 16 of 8 numbers; of longer rows it pays more to
+# read what lies side by side at once.
+NARROW = 128
 
 
 class _Total:
     """A sum that grows, of numbers side by side."""
 
     def __init__(self, zero: Numbers) -> None:
-        self._builder = zero.builder
+        self._builder, self._zero = zero.builder, zero.value
         self._place = cgutils.alloca_once_value(zero.builder, zero.value)  # type: ignore[no-untyped-call]
 
     def add(self, numbers: Numbers) -> None:
         self._builder.store((self.numbers() + numbers).value, self._place)
+
+    def clear(self) -> None:
+        self._builder.store(self._zero, self._place)
 
     def numbers(self) -> Numbers:
         return Numbers(self._builder, self._builder.load(self._place))
@@ -31,7 +38,7 @@ class _Total:
 
 def _totals(code: Generation, zero: Any) -> dict[int, _Total]:
     """A total for each count of numbers that a turn of a loop over columns has."""
-    return {count: _Total(code.repeated(zero, count)) for count in code.counts}
+    return {count: _Total(code.repeated(zero, count)) for count in COUNTS}
 
 
 def _whole(totals: dict[int, _Total]) -> Any:
@@ -39,7 +46,46 @@ def _whole(totals: dict[int, _Total]) -> Any:
 
 
 @generated
-def add_weighted_rows(
+def _sum_narrow_rows(
+    typing_context: Any,
+    out: Any,
+    target: Any,
+    values: Any,
+    first: Any,
+    addresses: Any,
+    weights: Any,
+    begin: Any,
+    end: Any,
+) -> tuple[Any, Callable[..., Any]]:
+    """`sum_weighted_rows`, with all entries for some columns before the next columns: their sums stay in registers."""
+    check_contiguous(out, values, addresses, weights)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        code = Generation(context, builder, signature, arguments)
+        summed, entries = code.row(0, code.index(1)), (code.index(6), code.index(7))
+        zero = context.get_value_type(out.dtype)(0)
+
+        def sum_columns(column: Any, count: int) -> None:
+            total = _Total(code.repeated(zero, count))
+            total.clear()
+            with cgutils.for_range_slice(builder, *entries, entries[0].type(1), entries[0].type) as (
+                entry,
+                _,
+            ):
+                (row,) = code.named_rows(2, 3, 4, [entry])
+                (following,) = code.named_rows(2, 3, 4, code.later(4, [entry]))
+                following.prefetch(column, count)
+                total.add(code.repeated(code.element(5, entry), count) * row.load(column, count))
+            summed.store(column, count, total.numbers().value)
+
+        code.over_columns(code.columns(0), sum_columns, (NARROW // 2, *COUNTS))
+        return context.get_dummy_value()
+
+    return types.void(out, target, values, first, addresses, weights, begin, end), generate
+
+
+@generated
+def _add_rows(
     typing_context: Any,
     out: Any,
     target: Any,
@@ -49,10 +95,7 @@ def add_weighted_rows(
     weights: Any,
     entries: Any,
 ) -> tuple[Any, Callable[..., Any]]:
-    """out[target] += the sum over `entries`, a tuple, in its order, of weights[entry] * row addresses[entry] of `values`.
-
-    Row 0 of `values` has the address `first`.
-    """
+    """out[target] += weights[entry] * row addresses[entry] of `values`, for each of `entries`, a tuple, in its order."""
     check_contiguous(out, values, addresses, weights)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
@@ -63,13 +106,10 @@ def add_weighted_rows(
         factors = [code.element(5, entry) for entry in chosen]
 
         def add(column: Any, count: int) -> None:
-            for row in following:
-                row.prefetch(column, count)
-            products = [
-                code.repeated(factor, count) * row.load(column, count)
-                for factor, row in zip(factors, rows, strict=True)
-            ]
-            found = total.load(column, count) + reduce(Numbers.__add__, products)
+            found = total.load(column, count)
+            for row, other, factor in zip(rows, following, factors, strict=True):
+                other.prefetch(column, count)
+                found = found + code.repeated(factor, count) * row.load(column, count)
             total.store(column, count, found.value)
 
         code.over_columns(code.columns(0), add)
@@ -168,15 +208,19 @@ def sum_weighted_rows(
 ) -> None:
     """out[target] = the sum over entries `begin` to `end` - 1 of weights[entry] * row addresses[entry] of `values`.
 
-    Four at a time, in their order, wherever it is called: the same entries have the same bits.
+    Row 0 of `values` has the address `first`. One after the other, wherever it is called: the same entries have the same
+    bits.
     """
-    for column in range(out.shape[1]):
-        out[target, column] = 0
-    entry = begin
-    while entry + 4 <= end:
-        four = (entry, entry + 1, entry + 2, entry + 3)
-        add_weighted_rows(out, target, values, first, addresses, weights, four)
-        entry += 4
-    while entry < end:
-        add_weighted_rows(out, target, values, first, addresses, weights, (entry,))
-        entry += 1
+    if out.shape[1] <= NARROW:
+        _sum_narrow_rows(out, target, values, first, addresses, weights, begin, end)
+    else:
+        for column in range(out.shape[1]):
+            out[target, column] = 0
+        entry = begin
+        while entry + 8 <= end:
+            eight = (entry, entry + 1, entry + 2, entry + 3, entry + 4, entry + 5, entry + 6, entry + 7)
+            _add_rows(out, target, values, first, addresses, weights, eight)
+            entry += 8
+        while entry < end:
+            _add_rows(out, target, values, first, addresses, weights, (entry,))
+            entry += 1

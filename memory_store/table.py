@@ -155,7 +155,7 @@ class TablePart:
         self, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], output_gradient: FloatArray
     ) -> FloatArray:
         """The gradient of the weights given to `pool`: `[N]`, for the gradient `[T, D]` of its output."""
-        out = np.empty(addresses.size, dtype=self.spec.compute_dtype)
+        out = empty((addresses.size,), self.spec.compute_dtype)
         weight_gradients(self.values, self.first_address, offsets, addresses, output_gradient, out)
         return out
 

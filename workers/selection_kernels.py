@@ -2,8 +2,7 @@
 
 Per query: the k best sub-keys of each half, then the k best sums of pairs. Both are a *partial selection*:
 find a lower bound of the k-th largest number, keep what reaches it (little more than k numbers), and sort
-that. Hardly a loop branches on a number, so compilers make vector instructions of them and the processor
-mispredicts little.
+that. Numbers are compared many at a time (comparisons.py), and hardly a branch hangs on one.
 
 - A bound for a half: split its scores into 2k interleaved groups; at least k scores reach whatever k of the groups'
   maxima reach. The largest such number is come close to by halving an interval.
@@ -24,7 +23,17 @@ from numba import prange
 from numpy.typing import NDArray
 
 from memory_store.compilation import compiled
+from memory_store.row_code import LANES
 from memory_store.row_sums import add_scaled_row, sum_weighted_rows
+from workers.comparisons import (
+    WORD_BITS,
+    add_to_each,
+    bits_set,
+    count_larger,
+    greatest_of_groups,
+    lowest_bit,
+    reaching,
+)
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
@@ -35,15 +44,62 @@ _CHUNKS = 64  # parallel pieces of a selection; each takes its scratch memory on
 
 
 @compiled()
-def _sort(numbers: Floats, count: int, places: Places, order: Places) -> None:
-    """order[p] = index of the p-th largest of numbers[:count]; `places` is scratch."""
-    for index in range(count):
-        places[index] = 0
-        order[index] = -1
-    for other in range(count):
-        number = numbers[other]
-        for index in range(count):
-            places[index] += np.int32(number > numbers[index])
+def _bound_of_half(halves: Floats, half: int, k: int, maxima: Floats) -> np.float32:
+    """A number that at least k of row `half` of `halves` `[.., n]` reach, and few more.
+
+    maxima `[1, ..]`: 2k places and minus infinity in those up to the next multiple of WORD_BITS.
+    """
+    groups = 2 * k
+    if halves.shape[1] < groups:
+        return np.float32(-np.inf)
+    bound, beyond = greatest_of_groups(halves, half, groups, maxima)
+    for _ in range(_HALVINGS):
+        middle = np.float32(0.5) * (bound + beyond)
+        found = 0
+        for begin in range(0, groups, WORD_BITS):
+            found += bits_set(reaching(maxima, 0, begin, middle))
+        # Chosen, not branched on: which it is can't be predicted.
+        bound, beyond = (middle if found >= k else bound), (beyond if found >= k else middle)
+    return np.float32(bound)
+
+
+@compiled()
+def keep(rows: Floats, row: int, size: int, bound: np.float32, kept: Floats, names: Places) -> int | np.int64:
+    """Pack those of rows[row, :size] that are not below `bound` into kept[0], their places into `names`; how many."""
+    count = 0
+    if size < WORD_BITS:
+        for place in range(size):
+            kept[0, count] = rows[row, place]
+            names[count] = place
+            count += not (rows[row, place] < bound)
+        return count
+    for begin in range(0, size, WORD_BITS):
+        # The last numbers come with those before them, which have been seen.
+        at = min(begin, size - WORD_BITS)
+        word = reaching(rows, row, at, bound) & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(begin - at))
+        while word != np.uint64(0):
+            place = at + lowest_bit(word)
+            kept[0, count] = rows[row, place]
+            names[count] = place
+            count += 1
+            word &= word - np.uint64(1)
+    return count
+
+
+@compiled()
+def _has_nan(numbers: Floats, count: int | np.int64) -> bool:
+    found = 0
+    for place in range(count):
+        found += numbers[0, place] != numbers[0, place]
+    return found > 0
+
+
+@compiled()
+def _sort(numbers: Floats, count: int | np.int64, places: Places, order: Places) -> None:
+    """order[p] = place of the p-th largest of numbers[0, :count], the first of equal ones first; `places` is scratch."""
+    count_larger(numbers, 0, count, places)
+    for place in range(count):
+        order[place] = -1
     for index in range(count):
         place = places[index]
         while order[place] >= 0:
@@ -52,113 +108,73 @@ def _sort(numbers: Floats, count: int, places: Places, order: Places) -> None:
 
 
 @compiled()
-def _has_nan(scores: Floats) -> bool:
-    found = 0
-    for index in range(scores.size):
-        found += scores[index] != scores[index]
-    return found > 0
+def pairs_that_can_win(k: int) -> tuple[Places, Places, Places, Places]:
+    """The pairs (i, j) of sorted places that can be among the k best, for i after i: their i and j `[pairs]`.
 
-
-@compiled()
-def _bound_of_half(scores: Floats, k: int, maxima: Floats) -> np.float32:
-    """A number that at least k of `scores` `[n]` reach, and few more."""
-    groups = 2 * k
-    if scores.size < groups:
-        return np.float32(-np.inf)
-    maxima[:groups] = scores[:groups]
-    for begin in range(groups, scores.size - groups + 1, groups):
-        part = scores[begin : begin + groups]
-        for group in range(groups):
-            maxima[group] = max(part[group], maxima[group])
-    bound = beyond = maxima[0]
-    for group in range(1, groups):
-        bound, beyond = min(maxima[group], bound), max(maxima[group], beyond)
-    for _ in range(_HALVINGS):
-        middle = np.float32(0.5) * (bound + beyond)
-        reaching = 0
-        for group in range(groups):
-            reaching += not (maxima[group] < middle)
-        if reaching >= k:
-            bound = middle
-        else:
-            beyond = middle
-    return np.float32(bound)
-
-
-@compiled()
-def _keep(scores: Floats, bound: np.float32, kept: Floats, names: Places) -> int:
-    """Pack the scores that reach `bound` into `kept`, their indices into `names`; returns how many."""
-    count = 0
-    for index in range(scores.size):
-        kept[count] = scores[index]
-        names[count] = index
-        count += not (scores[index] < bound)
-    return count
-
-
-@compiled()
-def bound_of_pairs(first: Floats, second: Floats, k: int) -> np.float32:
-    """A number that at least k sums first[i] + second[j] reach; both `[k]`, sorted."""
-    bound = np.float32(-np.inf)
+    And for each i where its pairs begin `[k + 1]`; and which pairs are such that k pairs reach them: (i+1)(j+1) = k.
+    """
+    begins = np.zeros(k + 1, dtype=np.int32)
     for i in range(k):
+        begins[i + 1] = begins[i] + k // (i + 1)
+    first, second = np.empty(begins[k], dtype=np.int32), np.empty(begins[k], dtype=np.int32)
+    corners, count = np.empty(k, dtype=np.int32), 0
+    for i in range(k):
+        first[begins[i] : begins[i + 1]] = i
+        second[begins[i] : begins[i + 1]] = np.arange(begins[i + 1] - begins[i])
         if k % (i + 1) == 0:
-            bound = max(first[i] + second[k // (i + 1) - 1], bound)
-    return bound
-
-
-@compiled()
-def keep_pairs(first: Floats, second: Floats, k: int, bound: np.float32, kept: Floats, names: Places) -> int:
-    """Pack the sums first[i] + second[j] that can win and reach `bound`, named i*k + j; returns how many."""
-    count = 0
-    for i in range(k):
-        for j in range(k // (i + 1)):
-            score = first[i] + second[j]
-            kept[count] = score
-            names[count] = i * k + j
-            count += not (score < bound)
-    return count
+            corners[count] = begins[i + 1] - 1
+            count += 1
+    return first, second, begins, corners[:count]
 
 
 @compiled(parallel=True)
 def select_pairs(scores: Floats, out_rows: NDArray[np.int64], out_scores: Floats) -> None:
     """The k best pairs of every query, best first.
 
-    scores `[H, 2, T, n]`; out_rows int64 and out_scores `[T, H, k]`: row i*n + j and its score
+    scores `[H, 2, T, n]`, contiguous; out_rows int64 and out_scores `[T, H, k]`: row i*n + j and its score
     scores[h, 0, t, i] + scores[h, 1, t, j].
     """
     tokens, heads, k = out_rows.shape
     queries, n = tokens * heads, scores.shape[3]
-    pairs = 0
-    for i in range(k):
-        pairs += k // (i + 1)
-    room = max(n, 2 * k, pairs)
+    halves = scores.reshape(-1, n)
+    first, second, begins, corners = pairs_that_can_win(k)
+    room = max(n, 2 * k, first.size) + WORD_BITS
     for chunk in prange(_CHUNKS):
-        kept = np.empty(room, dtype=np.float32)
+        kept = np.zeros((1, room), dtype=np.float32)
+        sums = np.zeros((1, room), dtype=np.float32)
+        maxima = np.full((1, 2 * k + WORD_BITS), -np.inf, dtype=np.float32)
         names = np.empty(room, dtype=np.int32)
         places = np.empty(room, dtype=np.int32)
         order = np.empty(room, dtype=np.int32)
-        best = np.empty((2, k), dtype=np.float32)
+        best = np.zeros((2, k + LANES), dtype=np.float32)
         sub_keys = np.empty((2, k), dtype=np.int64)
         for query in range(chunk * queries // _CHUNKS, (chunk + 1) * queries // _CHUNKS):
             token, head = query // heads, query % heads
-            if _has_nan(scores[head, 0, token]) or _has_nan(scores[head, 1, token]):
-                # No order would hold, and places beyond the scratch memory would be read.
+            is_number = True
+            for half in range(2):
+                row = (2 * head + half) * tokens + token
+                count = keep(halves, row, n, _bound_of_half(halves, row, k, maxima), kept, names)
+                if _has_nan(kept, count):  # it is among those kept; no order would hold
+                    is_number = False
+                    break
+                _sort(kept, count, places, order)
+                for place in range(k):
+                    best[half, place] = kept[0, order[place]]
+                    sub_keys[half, place] = names[order[place]]
+            if not is_number:
                 for place in range(k):
                     out_rows[token, head, place], out_scores[token, head, place] = place, np.nan
                 continue
-            for half in range(2):
-                of_half = scores[head, half, token]
-                bound = _bound_of_half(of_half, k, kept)
-                _sort(kept, _keep(of_half, bound, kept, names), places, order)
-                for place in range(k):
-                    best[half, place] = kept[order[place]]
-                    sub_keys[half, place] = names[order[place]]
-            bound = bound_of_pairs(best[0], best[1], k)
-            _sort(kept, keep_pairs(best[0], best[1], k, bound, kept, names), places, order)
+            bound = np.float32(-np.inf)
+            for corner in corners:
+                bound = max(best[0, first[corner]] + best[1, second[corner]], bound)
+            for i in range(k):
+                add_to_each(sums, begins[i], best, 1, begins[i + 1] - begins[i], best[0, i])
+            _sort(kept, keep(sums, 0, first.size, bound, kept, names), places, order)
             for place in range(k):
                 pair = names[order[place]]
-                out_scores[token, head, place] = kept[order[place]]
-                out_rows[token, head, place] = sub_keys[0, pair // k] * n + sub_keys[1, pair % k]
+                out_scores[token, head, place] = kept[0, order[place]]
+                out_rows[token, head, place] = sub_keys[0, first[pair]] * n + sub_keys[1, second[pair]]
 
 
 @compiled(parallel=True)

@@ -14,7 +14,7 @@ import pytest
 from numba.core.errors import TypingError
 
 from memory_store.row_code import AHEAD, prefetch
-from memory_store.row_sums import add_weighted_rows, sum_of_squares
+from memory_store.row_sums import sum_of_squares, sum_weighted_rows
 
 
 @numba.njit  # not cached: the code of a cached function can't be read
@@ -23,14 +23,13 @@ def _prefetch(array: np.ndarray, row: np.int64) -> None:  # type: ignore[type-ar
 
 
 @numba.njit
-def _add(
+def _sum(
     out: np.ndarray,  # type: ignore[type-arg]
     values: np.ndarray,  # type: ignore[type-arg]
     addresses: np.ndarray,  # type: ignore[type-arg]
     weights: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
-    for entry in range(addresses.size):
-        add_weighted_rows(out, 0, values, 0, addresses, weights, (entry,))
+    sum_weighted_rows(out, 0, values, 0, addresses, weights, np.int64(0), np.int64(addresses.size))
 
 
 @numba.njit
@@ -51,8 +50,8 @@ def test_rows_stay_what_they_are(dtype: type, dim: int):
 def test_compiled_kernels_hold_the_hint():
     _prefetch(np.zeros((2, 64), np.float32), np.int64(1))
     addresses, weights = np.zeros(AHEAD + 1, np.uint32), np.ones(AHEAD + 1, np.float32)
-    _add(np.zeros((1, 64), np.float32), np.zeros((2, 64), np.float32), addresses, weights)
-    for kernel in (_prefetch, _add):
+    _sum(np.zeros((1, 64), np.float32), np.zeros((2, 64), np.float32), addresses, weights)
+    for kernel in (_prefetch, _sum):
         (code,) = (text for types, text in kernel.inspect_asm().items() if "float32" in str(types[0]))  # type: ignore[attr-defined]
         assert re.search(r"\bprefetch\w*\b", code)
 

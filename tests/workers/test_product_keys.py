@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from tests.workers.plain_reference import all_scores
 from workers.product_keys import ProductKeys, candidate_pairs, choose_pairs
-from workers.selection_kernels import bound_of_pairs, keep_pairs, select_pairs
+from workers.selection_kernels import keep, pairs_that_can_win, select_pairs
 
 
 @st.composite
@@ -62,34 +60,35 @@ def test_both_paths_give_the_same_scores_for_real_numbers(n: int, k: int) -> Non
     assert torch.equal(halves[0].gather(-1, first) + halves[1].gather(-1, second), everything.topk(k).values)
 
 
-class Watched:
-    """A sorted half that notes which of its places are read."""
-
-    def __init__(self, log: list[int]) -> None:
-        self.log = log
-
-    def __getitem__(self, place: int) -> float:
-        self.log.append(place)
-        return -float(place)
-
-
-def visited(work: Any) -> set[tuple[int, int]]:
-    first: list[int] = []
-    second: list[int] = []
-    work(Watched(first), Watched(second))
-    return set(zip(first, second, strict=True))
-
-
 @pytest.mark.parametrize("k", [1, 2, 7, 32, 50])
 def test_only_pairs_that_can_win_are_visited(k: int) -> None:
-    can_win = {(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k}
+    can_win = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
     assert k != 32 or len(can_win) == 119
-    room = np.empty(k * k), np.empty(k * k, dtype=np.int64)
-    assert visited(lambda a, b: keep_pairs.py_func(a, b, k, -np.inf, *room)) == can_win
-    assert visited(lambda a, b: bound_of_pairs.py_func(a, b, k)) <= can_win
+    *places, begins, corners = (array.tolist() for array in pairs_that_can_win(k))
+    pairs = list(zip(*places, strict=True))
+    assert pairs == can_win
+    assert [[i for i, _ in pairs[begins[i] : begins[i + 1]]] for i in range(k)] == [
+        [i] * (k // (i + 1)) for i in range(k)
+    ]
+    assert [pairs[corner] for corner in corners] == [
+        (i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) == k
+    ]
     first, second = candidate_pairs(k, torch.device("cpu"))
-    assert set(zip(first.tolist(), second.tolist(), strict=True)) == can_win
-    assert len(first) == len(can_win)
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == can_win
+
+
+@pytest.mark.parametrize("size", [0, 3, 63, 64, 65, 128, 200])
+def test_what_reaches_a_bound_is_kept_in_its_order(size: int) -> None:
+    random = np.random.default_rng(size)
+    rows = random.integers(-3, 4, (3, size)).astype(np.float32)
+    rows[random.random(rows.shape) < 0.1] = np.nan
+    for row in range(3):
+        for bound in (-np.inf, 0, 1, 4):
+            kept, names = np.empty((1, size + 1), np.float32), np.empty(size + 1, np.int32)
+            count = keep(rows, row, size, np.float32(bound), kept, names)
+            expected = np.flatnonzero(~(rows[row] < bound))
+            np.testing.assert_array_equal(names[:count], expected)
+            np.testing.assert_array_equal(kept[0, :count], rows[row, expected])
 
 
 @pytest.mark.parametrize("tokens", [1, 700])  # 700: more than one block of tokens
