@@ -8,9 +8,9 @@ than the caches and rows are drawn uniformly. A ratio of targets.py is that of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from benchmarks.copy_bandwidth import MemoryCopy
 from benchmarks.measuring import Samples, paired_seconds
 from benchmarks.results import Measurement, Recorder
 from benchmarks.threads import CORES, use_threads
+from benchmarks.touched_lines import touching
 from memory_store.arena import Arena, padded
 from memory_store.grouping import group_by_address
 from memory_store.kernels import gather_rows, pool_rows, weight_gradients
@@ -53,12 +54,20 @@ class BandwidthSize:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """Something that touches rows: the call, the bytes it must move, and the ratio it counts for."""
+    """Something that touches rows: the call, the bytes it must move, the ratio it counts for, and what shows its limit."""
 
     name: str
     call: Callable[[], object]
     bytes_moved: int
     ratio: str | None
+    limit: Callable[[], object] | None = None
+
+
+class _Share(NamedTuple):
+    """A kernel's share of the copy bandwidth, and that of what shows its limit."""
+
+    measured: Measurement
+    limit: Measurement | None
 
 
 class _Room:
@@ -104,34 +113,45 @@ class _Table:
 def measure_bandwidth(recorder: Recorder, size: BandwidthSize) -> None:
     """Record every kernel's bytes per second, and set the three `..._of_copy_bandwidth` ratios."""
     copy, room = MemoryCopy(CORES), _Room(size.table_bytes, min(size.dims))
-    worst: dict[str, Measurement] = {}
+    worst: dict[str, _Share] = {}
     for dtype in get_args(BandwidthType):
         room.fill(dtype)
         for dim in size.dims:
             table = _Table(room, dim, dtype)
             bags = Bags.drawn(table.rows, dim, size.touched_bytes // (4 * dim * PER_BAG), PER_BAG)
-            for ratio, measured in _measure_table(recorder, table, bags, copy, size):
-                if ratio not in worst or measured.median < worst[ratio].median:
-                    worst[ratio] = measured
-    for ratio, measured in worst.items():
-        recorder.ratio(ratio, measured)
+            for ratio, share in _measure_table(recorder, table, bags, copy, size):
+                if ratio not in worst or share.measured.median < worst[ratio].measured.median:
+                    worst[ratio] = share
+    for ratio, share in worst.items():
+        recorder.ratio(ratio, share.measured)
+        if share.limit is not None:
+            recorder.ceiling(ratio, share.limit.median)
 
 
 def _measure_table(
     recorder: Recorder, table: _Table, bags: Bags, copy: MemoryCopy, size: BandwidthSize
-) -> list[tuple[str, Measurement]]:
+) -> list[tuple[str, _Share]]:
     """All kernels on one table; returns the measured shares of the copy bandwidth, with their ratio's name."""
     kernels = _kernels(table, bags)
+    if table.dim != min(size.dims):  # the worst cases, whose limits count, are those of the narrowest rows
+        kernels = [replace(kernel, limit=None) for kernel in kernels]
     bytes_moved = {kernel.name: kernel.bytes_moved for kernel in kernels} | {"copy": copy.bytes_moved}
     actions: dict[str, Callable[[], object]] = {}
     for threads in sorted({1, CORES}) if table.dim in size.one_thread_dims else [CORES]:
         actions[f"copy {threads}"] = partial(copy.run, threads)
         for kernel in kernels:
             actions[f"{kernel.name} {threads}"] = partial(_on_threads, threads, kernel.call)
-    seconds = paired_seconds(actions, size.repeats)
+    limits = {
+        kernel.name: partial(_on_threads, CORES, kernel.limit)
+        for kernel in kernels
+        if kernel.limit is not None
+    }
+    seconds = paired_seconds(
+        actions | {_limit_of(name): limit for name, limit in limits.items()}, size.repeats
+    )
 
     rates: dict[str, Samples] = {}
-    for action, samples in seconds.items():
+    for action, samples in ((action, seconds[action]) for action in actions):
         name, _, threads_used = action.rpartition(" ")
         rates[action] = bytes_moved[name] / samples / 1e9
         recorder.add(
@@ -141,9 +161,14 @@ def _measure_table(
     shares = []
     for kernel in kernels:
         share = rates[f"{kernel.name} {CORES}"] / rates[f"copy {CORES}"]
-        measured = recorder.add(f"{kernel.name} / copy", "ratio", share, **case)
+        measured, limit = recorder.add(f"{kernel.name} / copy", "ratio", share, **case), None
+        if kernel.name in limits:
+            of_limit = kernel.bytes_moved / seconds[_limit_of(kernel.name)] / 1e9
+            limit = recorder.add(
+                f"{_limit_of(kernel.name)} / copy", "ratio", of_limit / rates[f"copy {CORES}"], **case
+            )
         if kernel.ratio:
-            shares.append((kernel.ratio, measured))
+            shares.append((kernel.ratio, _Share(measured, limit)))
         if f"{kernel.name} 1" in seconds and CORES > 1:
             gain = seconds[f"{kernel.name} 1"] / seconds[f"{kernel.name} {CORES}"]
             recorder.add(f"{kernel.name} on all threads / on one", "ratio", gain, **case)
@@ -155,6 +180,10 @@ def _measure_table(
             **case,
         )
     return shares
+
+
+def _limit_of(name: str) -> str:
+    return f"the lines of {name}"
 
 
 def _on_threads(threads: int, call: Callable[[], object]) -> None:
@@ -227,6 +256,12 @@ def _updates(
         state_bytes = 4 * sum(optimizer.state_widths(table.dim)) + 4
         touched_bytes = distinct * 2 * (row_bytes + state_bytes)
         kernels.append(
-            _Kernel(f"update {kind}", update, touched_bytes + entry_bytes, "update_of_copy_bandwidth")
+            _Kernel(
+                f"update {kind}",
+                update,
+                touched_bytes + entry_bytes,
+                "update_of_copy_bandwidth",
+                touching(table.state(kind), contributions),
+            )
         )
     return kernels

@@ -118,6 +118,12 @@ def _squared_norms(
             out[group] = total
 
 
+@compiled(parallel=True)
+def _squares(vectors: FloatArray, out: FloatArray) -> None:
+    for vector in prange(vectors.shape[0]):
+        out[vector] = sum_of_squares(vectors, vector)
+
+
 @compiled(inline=True)
 def _update_row(
     kind: int,
@@ -129,11 +135,15 @@ def _update_row(
     gradients: FloatArray,
     which: int | np.int64,
     later: int | np.int64,
+    squares: float,
     scale: float,
     constants: FloatArray,
     key: np.uint32,
 ) -> None:
-    """One step of row `row` with the gradient scale * gradients[which]; `later_row` with gradients[later] comes soon."""
+    """One step of row `row` with the gradient scale * gradients[which]; `later_row` with gradients[later] comes soon.
+
+    `squares` is the sum of the squares of gradients[which], for the row-wise kinds.
+    """
     # Constants come as one array of the compute type, so that no float64 literal widens the arithmetic.
     rate, one_minus_beta1, one_minus_beta2 = constants[0], constants[2], constants[3]
     eps, corrected_rate, inverse_dim = constants[4], constants[5], constants[6]
@@ -148,7 +158,7 @@ def _update_row(
         )
     elif kind == ROWWISE_ADAGRAD:
         prefetch(first_state, later_row)
-        s = first_state[row, 0] + scale * scale * inverse_dim * sum_of_squares(gradients, which)
+        s = first_state[row, 0] + scale * scale * inverse_dim * squares
         first_state[row, 0] = s
         of_row = (rate / (math.sqrt(s) + eps),)
         descend_row(
@@ -161,7 +171,7 @@ def _update_row(
         )
     else:
         prefetch(second_state, later_row)
-        mean_square = scale * scale * inverse_dim * sum_of_squares(gradients, which)
+        mean_square = scale * scale * inverse_dim * squares
         v = second_state[row, 0] + one_minus_beta2 * (mean_square - second_state[row, 0])
         second_state[row, 0] = v
         row_rate = corrected_rate / (math.sqrt(v) + eps)
@@ -184,11 +194,14 @@ def _update(
     vector_numbers: NDArray[np.int32],
     weights: FloatArray,
     vectors: FloatArray,
+    squares: FloatArray,
     constants: FloatArray,
     step: int,
     rounding_seed: np.uint32,
 ) -> None:
     last = addresses.size - 1
+    rowwise = kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM)
+    of_row = constants[0] - constants[0]
     step_key = mix(np.uint32(rounding_seed + np.uint32(step)))
     for part in prange(PARTS):
         summed = np.empty((1, values.shape[1]), dtype=vectors.dtype)
@@ -202,15 +215,19 @@ def _update(
             key = mix(np.uint32(addresses[group]) ^ step_key)
             if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
                 scale, vector = constants[1] * weights[begin], np.int64(vector_numbers[begin])
+                if rowwise:
+                    of_row = squares[vector] if squares.size > 0 else sum_of_squares(vectors, vector)
                 _update_row(
-                    kind, values, first_state, second_state, row, later_row, vectors, vector, later, scale,
-                    constants, key,
+                    kind, values, first_state, second_state, row, later_row, vectors, vector, later, of_row,
+                    scale, constants, key,
                 )  # fmt: skip
             else:
                 sum_weighted_rows(summed, 0, vectors, 0, vector_numbers, weights, begin, end)
+                if rowwise:
+                    of_row = sum_of_squares(summed, 0)
                 _update_row(
-                    kind, values, first_state, second_state, row, later_row, summed, 0, 0, constants[1],
-                    constants, key,
+                    kind, values, first_state, second_state, row, later_row, summed, 0, 0, of_row,
+                    constants[1], constants, key,
                 )  # fmt: skip
             last_step[row] = np.uint32(step)
 
@@ -270,8 +287,9 @@ def update_rows(
         [learning_rate, scale, 1 - beta1, 1 - beta2, optimizer.eps, corrected_rate, 1 / dim],
         dtype=contributions.vectors.dtype,
     )
+    kind = _KINDS[optimizer.kind]
     _update(
-        _KINDS[optimizer.kind],
+        kind,
         rows.values,
         rows.first_state,
         rows.second_state,
@@ -282,7 +300,19 @@ def update_rows(
         contributions.vector_numbers,
         contributions.weights,
         contributions.vectors,
+        _squares_of_vectors(kind, contributions),
         constants,
         step,
         np.uint32(seed & 0xFFFFFFFF),
     )
+
+
+def _squares_of_vectors(kind: int, contributions: Contributions) -> FloatArray:
+    """The sum of the squares of every vector `[V]`, if that is less work than of each row's; else nothing `[0]`."""
+    # Beforehand also because a row's step waits for it, a sum of many numbers, and then for a root and a division.
+    vectors = contributions.vectors
+    wanted = kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM) and 2 * len(vectors) <= contributions.addresses.size
+    out = np.empty(len(vectors) if wanted else 0, dtype=vectors.dtype)
+    if wanted:
+        _squares(vectors, out)
+    return out
