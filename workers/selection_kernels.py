@@ -108,6 +108,33 @@ def _sort(numbers: Floats, count: int | np.int64, places: Places, order: Places)
 
 
 @compiled()
+def _find_best(
+    rows: Floats,
+    row: int,
+    size: int,
+    bound: np.float32,
+    kept: Floats,
+    names: Places,
+    places: Places,
+    order: Places,
+    best: Floats,
+    found: Places,
+) -> bool:
+    """Put the k best of rows[row, :size], k or more of which reach `bound`, into `best`, their places into `found` `[k]`.
+
+    False, and nothing is put, if one that is not below `bound` is NaN, as every NaN is: no order would hold.
+    """
+    count = keep(rows, row, size, bound, kept, names)
+    if _has_nan(kept, count):
+        return False
+    _sort(kept, count, places, order)
+    for place in range(found.size):
+        best[place] = kept[0, order[place]]
+        found[place] = names[order[place]]
+    return True
+
+
+@compiled()
 def pairs_that_can_win(k: int) -> tuple[Places, Places, Places, Places]:
     """The pairs (i, j) of sorted places that can be among the k best, for i after i: their i and j `[pairs]`.
 
@@ -146,35 +173,33 @@ def select_pairs(scores: Floats, out_rows: NDArray[np.int64], out_scores: Floats
         names = np.empty(room, dtype=np.int32)
         places = np.empty(room, dtype=np.int32)
         order = np.empty(room, dtype=np.int32)
-        best = np.zeros((2, k + LANES), dtype=np.float32)
-        sub_keys = np.empty((2, k), dtype=np.int64)
+        best = np.zeros((3, k + LANES), dtype=np.float32)  # of both halves, and of the pairs
+        found = np.empty((3, k), dtype=np.int32)
         for query in range(chunk * queries // _CHUNKS, (chunk + 1) * queries // _CHUNKS):
             token, head = query // heads, query % heads
-            is_number = True
+            for place in range(k):  # so it stays where a number is NaN
+                out_rows[token, head, place], out_scores[token, head, place] = place, np.nan
+            are_numbers = True
             for half in range(2):
                 row = (2 * head + half) * tokens + token
-                count = keep(halves, row, n, _bound_of_half(halves, row, k, maxima), kept, names)
-                if _has_nan(kept, count):  # it is among those kept; no order would hold
-                    is_number = False
-                    break
-                _sort(kept, count, places, order)
-                for place in range(k):
-                    best[half, place] = kept[0, order[place]]
-                    sub_keys[half, place] = names[order[place]]
-            if not is_number:
-                for place in range(k):
-                    out_rows[token, head, place], out_scores[token, head, place] = place, np.nan
+                bound = _bound_of_half(halves, row, k, maxima)
+                are_numbers = are_numbers and _find_best(
+                    halves, row, n, bound, kept, names, places, order, best[half], found[half]
+                )
+            if not are_numbers:
                 continue
             bound = np.float32(-np.inf)
             for corner in corners:
                 bound = max(best[0, first[corner]] + best[1, second[corner]], bound)
             for i in range(k):
                 add_to_each(sums, begins[i], best, 1, begins[i + 1] - begins[i], best[0, i])
-            _sort(kept, keep(sums, 0, first.size, bound, kept, names), places, order)
-            for place in range(k):
-                pair = names[order[place]]
-                out_scores[token, head, place] = kept[0, order[place]]
-                out_rows[token, head, place] = sub_keys[0, first[pair]] * n + sub_keys[1, second[pair]]
+            if _find_best(sums, 0, first.size, bound, kept, names, places, order, best[2], found[2]):
+                for place in range(k):
+                    pair = found[2, place]
+                    out_scores[token, head, place] = best[2, place]
+                    out_rows[token, head, place] = (
+                        np.int64(found[0, first[pair]]) * n + found[1, second[pair]]
+                    )
 
 
 @compiled(parallel=True)

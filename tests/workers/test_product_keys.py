@@ -172,6 +172,17 @@ def test_a_few_scores_that_are_not_finite(odd: float, share: float) -> None:
         assert np.isnan(sums).any() or (sums[rows[token, 0]] == expected).all()
 
 
+def test_infinite_scores_without_a_sum_reach_the_scores() -> None:
+    scores = np.zeros((1, 2, 3, 40), dtype=np.float32)
+    scores[0, 0, 1, 7] = np.inf
+    scores[0, 1, :, 20:] = -np.inf  # so many that some are among the 32 best
+    rows, found = np.empty((3, 1, 32), np.int64), np.empty((3, 1, 32), np.float32)
+    select_pairs(scores, rows, found)
+    assert np.isnan(found).all(-1)[:, 0].tolist() == [False, True, False]
+    assert rows.min() >= 0
+    assert rows.max() < 40 * 40
+
+
 def test_keys_start_uniform_and_differ_by_half_head_and_seed() -> None:
     keys = ProductKeys(2, 500, 32, torch.Generator().manual_seed(0)).sub_keys.detach()
     other = ProductKeys(2, 500, 32, torch.Generator().manual_seed(1)).sub_keys.detach()
