@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.machine import Machine
+from benchmarks.misses import WHY
 from benchmarks.plots import draw
 from benchmarks.results import BenchmarkRun, Measurement, load_run
 from benchmarks.tables import number
@@ -70,7 +71,16 @@ def _ratios(runs: list[BenchmarkRun]) -> str:
     table = markdown_table(
         ["ratio", "what it is", "target", "measured", "", "what this machine reaches"], rows
     )
-    return f"## Targets\n\n{_CEILINGS}\n{table}"
+    missed = [
+        target.ratio for target in TARGETS if target.ratio in ratios and not target.met(ratios[target.ratio])
+    ]
+    return f"## Targets\n\n{_CEILINGS}\n{table}\n{_reasons(missed)}"
+
+
+def _reasons(missed: list[str]) -> str:
+    """Why these targets were missed, of those of which it is known."""
+    reasons = [f"`{ratio}`: {WHY[ratio].strip()}\n" for ratio in missed if ratio in WHY]
+    return "\n".join(["### Why some are not met\n", *reasons]) if reasons else ""
 
 
 def _section(run: BenchmarkRun, pictures: Path) -> str:

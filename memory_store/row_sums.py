@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from memory_store.compilation import compiled
 from memory_store.row_code import COUNTS, Generation, Numbers, check_contiguous, generated
 
-# Numbers. Half as many sums fill half of the registers of a processor with 16 of 8 numbers; of longer rows it pays more to
-# read what lies side by side at once.
-NARROW = 128
+# Numbers. As many sums fill half of the registers of a processor that has 16 of 8 numbers; of longer rows it pays more to
+# read at once what lies side by side.
+NARROW = 64
 
 
 class _Total:
@@ -57,7 +57,7 @@ def _sum_narrow_rows(
     begin: Any,
     end: Any,
 ) -> tuple[Any, Callable[..., Any]]:
-    """`sum_weighted_rows`, with all entries for some columns before the next columns: their sums stay in registers."""
+    """`sum_weighted_rows` of rows so narrow that their sums stay in registers from the first entry to the last."""
     check_contiguous(out, values, addresses, weights)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
@@ -78,7 +78,7 @@ def _sum_narrow_rows(
                 total.add(code.repeated(code.element(5, entry), count) * row.load(column, count))
             summed.store(column, count, total.numbers().value)
 
-        code.over_columns(code.columns(0), sum_columns, (NARROW // 2, *COUNTS))
+        code.over_columns(code.columns(0), sum_columns, (NARROW, *COUNTS))
         return context.get_dummy_value()
 
     return types.void(out, target, values, first, addresses, weights, begin, end), generate

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.misses import WHY
 from benchmarks.results import Recorder, joined, load_run
 from benchmarks.targets import TARGETS
 
@@ -46,6 +47,10 @@ def test_joined_runs_have_one_flat_object_of_ratios():
     assert set(whole.missing) == {"layer_vs_product_key_memory", "resident_over_ideal_bytes"}
     names = [measurement.name for measurement in whole.measurements]
     assert len(set(names)) == len(names)
+
+
+def test_reasons_are_given_for_targets():
+    assert WHY.keys() <= {target.ratio for target in TARGETS}
 
 
 def test_targets_are_bounds_in_the_right_direction():

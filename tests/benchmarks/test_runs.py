@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import data, durability, gpu, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
+from benchmarks.misses import WHY
 from benchmarks.report import write_report
 from benchmarks.results import BenchmarkRun
 from benchmarks.targets import TARGETS
@@ -54,6 +55,10 @@ def check(run: BenchmarkRun, folder: Path) -> None:
     assert f"## {run.benchmark.capitalize()}" in text
     assert all(f"`{name}`" in text for name in wanted)
     assert (page.parent / "performance" / f"{run.benchmark}.png").stat().st_size > 1000
+    missed = {
+        target.ratio for target in TARGETS if not target.met(found["ratios"].get(target.ratio, target.bound))
+    }
+    assert {name for name in WHY if f"\n`{name}`: " in text} == missed & WHY.keys()
 
 
 def test_kernels(tmp_path: Path):

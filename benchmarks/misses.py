@@ -1,0 +1,39 @@
+"""Why a target can be missed, and what was tried against it; the report says it of those that a run has missed."""
+
+from __future__ import annotations
+
+WHY = {
+    "lazy_adam_vs_torch_sparse_adam": """
+An update of lazy Adam reads and writes a row and its two states, each as wide as the row, at random places of memory, and
+before it the row is read twice, for the sums and for the gradient of the weights. That is all but the whole pass: in the
+kernels' place, a copy of as many bytes is hardly faster. Kernels ask for rows ahead line by line, work on vectors of a
+cache line, and write nothing between lookup and update; the same loops in C take the same time.""",
+    "rowwise_adagrad_vs_fbgemm_cpu": """
+See above; here the sort of the entries by row counts too. It is a radix sort of address and entry in one integer of 64 bits;
+with the addresses looked up through the entries it took half as long again.""",
+    "update_of_copy_bandwidth": """
+The worst case are bfloat16 rows of 64 numbers with plain descent or row-wise Adagrad: a row is two cache lines and its
+gradient, read at random from the last cache, is four, which the bytes of a row do not count. The same lines touched in the
+same order with nothing computed stay below the target. Tried: rows in the order of their tokens, whole and in parts, so
+that gradients come in order (slower: rows then come from everywhere); roots and divisions of 64 rows before the first step
+(no faster); rounding without random bits (a twentieth faster, and biased). Kept: the squares of a gradient are summed once
+for each token, not for each row.""",
+    "shm_vs_ray_actor_100k_rows": """
+Ray hands over the array that the actor's gather has written to its object store, so both wait for one gather of rows at
+random places of memory. With rows read in place there is nothing left but this gather, out of memory in small pages, which
+a mapping that processes share has where the kernel gives it no large ones.""",
+    "grpc_vs_ray_actor_10mb": """
+A Ray call between processes of one host moves an array through memory that both map, a message of gRPC goes through the
+kernel's sockets, which copy it in and out. Plain TCP into a buffer that is used again misses the target too. Frames carry
+arrays as they lie in memory; what gRPC adds is its flow control and one copy at each end.""",
+    "grpc_bfloat16_vs_ray_actor_10mb": """
+As with float32: plain TCP with half of the rows, which are as many bytes, misses it too.""",
+    "lookups_2e24_over_2e16": """
+Tables of both sizes are larger than the caches, but the larger one has 256 times as many pages, and processors find the
+place of a page in memory through tables that are then no longer in their caches either. Reading only the first number of each
+row shows the same. Large pages would help, where the kernel gives them to memory that processes share.""",
+    "inference_vs_dense_twice_the_layers": """
+Selecting costs as much as some of the layers that the memory stands for, and half of it is the product of queries and
+sub-keys. The rest takes less than half of what it took with
+scalar loops: numbers are compared 64 at a time.""",
+}
