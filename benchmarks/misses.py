@@ -5,8 +5,8 @@ from __future__ import annotations
 WHY = {
     "lazy_adam_vs_torch_sparse_adam": """
 An update of lazy Adam reads and writes a row and its two states, each as wide as the row, at random places of memory, and
-before it the row is read twice, for the sums and for the gradient of the weights. That is all but the whole pass: in the
-kernels' place, a copy of as many bytes is hardly faster. Kernels ask for rows ahead line by line, work on vectors of a
+before it the row is read twice, for the sums and for the gradient of the weights. A copy of as many bytes, which waits for
+nothing, comes to about the target and no further. Kernels ask for rows ahead line by line, work on vectors of a
 cache line, and write nothing between lookup and update; the same loops in C take the same time.""",
     "rowwise_adagrad_vs_fbgemm_cpu": """
 See above; here the sort of the entries by row counts too. It is a radix sort of address and entry in one integer of 64 bits;
@@ -14,7 +14,7 @@ with the addresses looked up through the entries it took half as long again.""",
     "update_of_copy_bandwidth": """
 The worst case are bfloat16 rows of 64 numbers with plain descent or row-wise Adagrad: a row is two cache lines and its
 gradient, read at random from the last cache, is four, which the bytes of a row do not count. The same lines touched in the
-same order with nothing computed stay below the target. Tried: rows in the order of their tokens, whole and in parts, so
+same order with nothing computed come to about the target. Tried: rows in the order of their tokens, whole and in parts, so
 that gradients come in order (slower: rows then come from everywhere); roots and divisions of 64 rows before the first step
 (no faster); rounding without random bits (a twentieth faster, and biased). Kept: the squares of a gradient are summed once
 for each token, not for each row.""",
@@ -31,9 +31,10 @@ As with float32: plain TCP with half of the rows, which are as many bytes, misse
     "lookups_2e24_over_2e16": """
 Tables of both sizes are larger than the caches, but the larger one has 256 times as many pages, and processors find the
 place of a page in memory through tables that are then no longer in their caches either. Reading only the first number of each
-row shows the same. Large pages would help, where the kernel gives them to memory that processes share.""",
+row shows the same. In large pages, where a kernel gives them to memory that processes share, the same reads take less than
+half of the time.""",
     "inference_vs_dense_twice_the_layers": """
-Selecting costs as much as some of the layers that the memory stands for, and half of it is the product of queries and
-sub-keys. The rest takes less than half of what it took with
-scalar loops: numbers are compared 64 at a time.""",
+What both models have in common, the embedding and the logits above all, takes part of the time, so that the layers saved
+count for less. Of selecting, half is the product of queries and sub-keys; the rest takes less than half of what it took
+with scalar loops, since numbers are compared 64 at a time.""",
 }
