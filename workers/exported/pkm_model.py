@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 PREFIX = "model."  # of every weight in the files, as `transformers` wants it
 TOKENS_AT_ONCE = 256  # tokens whose scores [2 * H, tokens, n] are in memory at a time
-ROWS_AT_ONCE = 4  # rows of each token that are added up before the sum joins the others'
 
 
 class Config(Protocol):
@@ -354,14 +353,8 @@ class Table(nn.Module):
     def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Rows int64 `[T, M]`, weights `[T, M]` -> float32 `[T, D]`, added up in the order of the trainer."""
         sums = weights.new_zeros(rows.shape[0], self.values.shape[1])
-        whole = rows.shape[1] // ROWS_AT_ONCE * ROWS_AT_ONCE
-        starts = [*range(0, whole, ROWS_AT_ONCE), *range(whole, rows.shape[1])]
-        for start, end in zip(starts, [*starts[1:], rows.shape[1]], strict=True):
-            terms = weights[:, start:end, None] * self.rows(rows[:, start:end])
-            part = terms[:, 0]
-            for place in range(1, end - start):
-                part = part + terms[:, place]
-            sums = sums + part
+        for place in range(rows.shape[1]):
+            sums = sums + weights[:, place, None] * self.rows(rows[:, place])
         return sums
 
     def rows(self, rows: Tensor) -> Tensor:
