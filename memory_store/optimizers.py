@@ -201,7 +201,7 @@ def _update(
 ) -> None:
     last = addresses.size - 1
     rowwise = kind in (ROWWISE_ADAGRAD, ROWWISE_ADAM)
-    of_row = constants[0] - constants[0]
+    row_squares = constants[0] - constants[0]  # a zero of the compute type; a literal would widen it
     step_key = mix(np.uint32(rounding_seed + np.uint32(step)))
     for part in prange(PARTS):
         summed = np.empty((1, values.shape[1]), dtype=vectors.dtype)
@@ -216,17 +216,17 @@ def _update(
             if end - begin == 1:  # most rows: the vector itself, with its weight moved into the scale
                 scale, vector = constants[1] * weights[begin], np.int64(vector_numbers[begin])
                 if rowwise:
-                    of_row = squares[vector] if squares.size > 0 else sum_of_squares(vectors, vector)
+                    row_squares = squares[vector] if squares.size > 0 else sum_of_squares(vectors, vector)
                 _update_row(
-                    kind, values, first_state, second_state, row, later_row, vectors, vector, later, of_row,
+                    kind, values, first_state, second_state, row, later_row, vectors, vector, later, row_squares,
                     scale, constants, key,
                 )  # fmt: skip
             else:
                 sum_weighted_rows(summed, 0, vectors, 0, vector_numbers, weights, begin, end)
                 if rowwise:
-                    of_row = sum_of_squares(summed, 0)
+                    row_squares = sum_of_squares(summed, 0)
                 _update_row(
-                    kind, values, first_state, second_state, row, later_row, summed, 0, 0, of_row,
+                    kind, values, first_state, second_state, row, later_row, summed, 0, 0, row_squares,
                     constants[1], constants, key,
                 )  # fmt: skip
             last_step[row] = np.uint32(step)
