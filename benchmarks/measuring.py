@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE_S = 0.02
+SAMPLE_S = 0.05
 _SLOW_S = 0.3  # a first call slower than this is not repeated just to know its time
 
 Samples = NDArray[np.float64]
