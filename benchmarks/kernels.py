@@ -49,7 +49,7 @@ class KernelsSize:
 
 _DIMS = (64, 128, 256, 512, 1024)
 FULL = KernelsSize(2**20, 256, 6400, 32, 15, 9, BandwidthSize(2**30, _DIMS, _DIMS, 200 << 20, 15))
-QUICK = KernelsSize(2**20, 256, 6400, 32, 3, 3, BandwidthSize(2**29, (64, 256, 1024), (256,), 100 << 20, 3))
+QUICK = KernelsSize(2**20, 256, 6400, 32, 3, 2, BandwidthSize(2**29, (64, 256), (256,), 100 << 20, 2))
 
 
 def run(size: KernelsSize, *, quick: bool) -> BenchmarkRun:

@@ -17,7 +17,7 @@ from workers.job_spec import ModelSpec
 from workers.memory_spec import MemorySpec
 
 pytestmark = pytest.mark.timeout(600)  # whatever is compiled for the first time, is so here
-KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
+KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
 SELECTION = selection.SelectionSize(32, 2, 4, 16, (16, 32), 16, (16,), 2)
 TRANSPORT = transport.TransportSize(4096, 64, (100, 1000), 2, 64, 32, 4)
 STEP = step.StepSize(
