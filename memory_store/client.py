@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -33,6 +32,7 @@ from memory_store.lookups import (
     Lookup,
     LookupKind,
     access_sums,
+    added_sums,
     cheaper,
     joined_rows,
     shard_slices,
@@ -208,8 +208,7 @@ class StoreClient:
                 return rows
 
             return self._read_in_place(self._mapped, spec, addresses.size, gather)
-        edges = np.searchsorted(addresses, self.bounds[spec.name])
-        parts = [addresses[begin:end] for begin, end in pairwise(edges)]
+        parts = [addresses[part] for part in shard_slices(addresses, self.bounds[spec.name])]
         nothing, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
         futures = self._send([m.Fetch(spec.name, self.version, False, p, nothing, no_sums) for p in parts])
 
@@ -272,8 +271,7 @@ class StoreClient:
 
         def finish() -> Lookup:
             with self.waiting():
-                first, *others = (expect(future, m.Rows).values for future in futures)
-            output: FloatArray = sum(others, start=first)
+                output = added_sums([expect(future, m.Rows).values for future in futures])
             return PooledLookup(self, version, keep, entries, output, number, parts)
 
         return finish
@@ -284,11 +282,11 @@ class StoreClient:
         weight_sums = np.empty(accesses.size, dtype=spec.compute_dtype)
         if track:
             access_sums(groups.starts, groups.order, entries.weights, accesses, weight_sums)
-        version, slices = self.version, shard_slices(groups, entries.bounds)
+        version = self.version
         futures = self._send(
             [
                 m.Fetch(spec.name, version, track, groups.addresses[part], accesses[part], weight_sums[part])
-                for part in slices
+                for part in shard_slices(groups.addresses, entries.bounds)
             ]
         )
 
@@ -296,7 +294,7 @@ class StoreClient:
             with self.waiting():
                 fetched = [expect(future, m.Rows).values for future in futures]
             rows = FetchedRows(entries, groups, joined_rows(fetched))
-            return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
+            return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows)
 
         return finish
 
@@ -320,9 +318,7 @@ class StoreClient:
         addresses = addresses_of(rows, spec.rows)
         order = np.argsort(addresses)
         addresses, values = addresses[order], np.ascontiguousarray(values[order], dtype=spec.compute_dtype)
-        edges = np.searchsorted(addresses, self.bounds[table])
-        for shard, (begin, end) in enumerate(pairwise(edges)):
-            part = slice(int(begin), int(end))
+        for shard, part in enumerate(shard_slices(addresses, self.bounds[table])):
             self.contribute(shard, m.ReplaceRows, table=table, addresses=addresses[part], values=values[part])
 
     def step(

@@ -28,7 +28,7 @@ from memory_store.client import StoreClient
 from memory_store.errors import UsageError
 from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray
-from memory_store.lookups import Entries, FetchedRows, shard_slices
+from memory_store.lookups import Entries, FetchedRows
 from memory_store.open_lookups import FetchedLookup
 from memory_store.placement import addresses_of
 from memory_store.table_spec import TableSpec
@@ -89,7 +89,6 @@ class CachedTable(TensorTable):
             sums,
             self.name,
             FetchedRows(entries, groups, _NO_VALUES),
-            shard_slices(groups, self._bounds),
         )
         missing = groups.addresses[slots == NO_SLOT]
         fetched = self._store.begin_fetch(self.spec, missing) if missing.size else None

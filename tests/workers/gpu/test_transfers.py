@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from memory_store import StoreClient, in_process_store
-from memory_store.lookups import joined_rows
+from memory_store.lookups import added_sums, joined_rows
 from memory_store.reused_memory import SMALL_BYTES, ReusedMemory
 from tests.workers.gpu.held_streams import HeldStreams
 from tests.workers.gpu.histories import CPU, History, ordinary, small_table
@@ -178,3 +179,31 @@ def test_large_answers_lie_in_the_memory_that_a_device_can_read(monkeypatch: pyt
     asked = torch.arange(rows)[:, None] % 2500
     begin_lookup(store.table("memory"), asked, torch.ones(rows, 1))()
     assert len(streams.blocks) >= 2
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_what_is_put_together_of_several_shards_lies_in_such_memory_too(
+    shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()  # blocks of other tests
+    streams = HeldStreams()
+    monkeypatch.setattr("memory_store.reused_memory._MEMORY.allocate", streams.page_locked)
+    monkeypatch.setattr("memory_store.reused_memory._MEMORY._free", [])
+
+    def is_of_a_block(array: np.ndarray) -> bool:
+        return any(0 <= place(array) - place(block) < block.size for block in streams.blocks)
+
+    random = np.random.default_rng(shards)
+    bags = SMALL_BYTES // 4 // 6 + 1
+    table = in_process_store([small_table()], shards, lookup="pool").table("memory")
+    rows, weights = random.integers(0, 2500, (bags, 7)), random.random((bags, 7), np.float32)
+    lookup = table.lookup(rows, weights, keep=True)
+    assert is_of_a_block(lookup.output)
+    assert is_of_a_block(lookup.backward(np.ones((bags, 6), np.float32)))
+    parts = [random.standard_normal((bags, 6), np.float32) for _ in range(shards)]
+    whole = added_sums(parts)
+    assert is_of_a_block(whole)
+    one_after_the_other = parts[0].copy()
+    for part in parts[1:]:
+        one_after_the_other = one_after_the_other + part
+    assert whole.tobytes() == one_after_the_other.tobytes()
