@@ -170,7 +170,8 @@ def added_sums(parts: Sequence[FloatArray]) -> FloatArray:
     """The sum of the shards' partial sums `[T, D]`, in shard order."""
     if len(parts) == 1:
         return parts[0]
-    whole = np.add(parts[0], parts[1], out=empty(parts[0].shape, parts[0].dtype))
+    whole: FloatArray = empty(parts[0].shape, parts[0].dtype)
+    np.add(parts[0], parts[1], out=whole)
     for part in parts[2:]:
         whole += part
     return whole

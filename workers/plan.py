@@ -273,11 +273,9 @@ class _Planner:
         s, device = self._sizes, self._costs.device
         assert device is not None
         row_bytes, missing = s.b * s.D, (1 - s.f) * s.U
-        found = self._at_trainers(s.N, client.choose, client.group) + self._at_shards(
-            missing, shard.fetch_row
-        )
+        fetched, on_device = self._at_shards(missing, shard.fetch_row), device.group_s + device.pool_s
         return (
-            self._part("lookup: kernel", found + self._dense_seconds(s.N * device.pool_s)),
+            self._part("lookup: kernel", fetched + self._dense_seconds(s.N * on_device)),
             self._called("lookup: wire", 4 * missing, row_bytes * missing),
             self._part(
                 "backward: kernel",
@@ -327,13 +325,13 @@ class _Planner:
         forward = count * (crossed.asked + crossed.answered)
         if forward:
             parts.append(Part("lookup: PCIe", forward, forward / rate, forward / rate))
-            backward = count * (crossed.gradient + crossed.weight_gradient)
+            backward = count * (crossed.entries + crossed.gradient + crossed.weight_gradient)
             waits = 0.0
             if s.placement == "cached":
                 waits = s.A * self._slack(BACKWARD_SHARE)
             parts.append(Part("backward: PCIe", backward, backward / rate, max(0.0, backward / rate - waits)))
         if s.placement == "cached":
-            again = (4 * s.D + 8) * self._stale_copies()
+            again = (4 * s.D + 4) * self._stale_copies()
             waits = self._slack(1 - BACKWARD_SHARE)
             parts.append(Part("copies: PCIe", again, again / rate, max(0.0, again / rate - waits)))
         return tuple(parts)

@@ -14,11 +14,12 @@ What the allocator and the libraries take besides is not counted.
 **PCIe** bytes of a lookup and its backward pass, f being the share of different rows that have copies, C / K:
 
     host     out: 12 N, then 4 T D       in: 4 T D, then 4 N
-    cached   out: 12 N, then 4 T D       in: 4 N + 8 (1 + f) U + 4 (1 - f) U D
+    cached   out: 4 N + 8, then 4 T D    in: 4 (2 - f) U + 4 (1 - f) U D
     gpu      none
 
-With cached, moreover, the copies that a step has touched come in again, 4 D + 8 bytes each: f times the different rows of all
-lookups of the step, and all C of each table with several trainers. The batch comes in with 16 bytes a token.
+With cached, 8 N + 4 (U + 1) bytes that only the backward pass needs go out behind the lookup, and the copies that a step has
+touched come in again, 4 D + 4 bytes each: f times the different rows of all lookups of the step, and all C of each table with
+several trainers. The batch comes in with 16 bytes a token.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Bytes over PCIe, for one lookup: to the host and to the device, forward and backward."""
+    """Bytes over PCIe, for one lookup: forward and backward; `entries`: to the host between the two."""
 
     asked: float = 0.0
     answered: float = 0.0
+    entries: float = 0.0
     gradient: float = 0.0
     weight_gradient: float = 0.0
 
@@ -110,8 +112,8 @@ def crossing(s: Sizes) -> Crossing:
     sums = 4 * s.T * s.D
     if s.placement == "host":
         return Crossing(asked=12 * s.N, answered=sums, gradient=sums, weight_gradient=4 * s.N)
-    answered = 4 * s.N + 8 * (1 + s.f) * s.U + 4 * (1 - s.f) * s.U * s.D
-    return Crossing(asked=12 * s.N, answered=answered, gradient=sums)
+    answered = 4 * (2 - s.f) * s.U + 4 * (1 - s.f) * s.U * s.D
+    return Crossing(asked=4 * s.N + 8, answered=answered, entries=8 * s.N + 4 * (s.U + 1), gradient=sums)
 
 
 def check_tables_fit(job: JobSpec, gpu: Gpu | None) -> None:

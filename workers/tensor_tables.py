@@ -9,6 +9,7 @@ from torch import Tensor
 
 from memory_store.calls import Waiting
 from memory_store.lookups import Lookup
+from memory_store.placement import BUCKETS, bucket_capacity
 from memory_store.table_handle import TableHandle
 from workers.gpu.transfers import transfers
 
@@ -23,6 +24,10 @@ class TensorLookup(Protocol):
 
 class TensorTable(TableHandle, ABC):
     """A table that layers look up without leaving their device."""
+
+    def addresses(self, rows: Tensor) -> Tensor:
+        """`memory_store.placement.addresses_of` on the device, in int64; rows must exist."""
+        return (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
 
     @abstractmethod
     def begin_tensor_lookup(

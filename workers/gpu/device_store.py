@@ -33,7 +33,7 @@ from memory_store.errors import NonFiniteGradientError, PkmError, StoreError, Us
 from memory_store.kernels import FloatArray
 from memory_store.lookups import Lookup
 from memory_store.open_lookups import BackwardOnce
-from memory_store.placement import BUCKETS, Placement, bucket_capacity
+from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.shard_metrics import ShardMetrics
@@ -221,8 +221,7 @@ class DeviceTable(TensorTable):
     def begin_tensor_lookup(
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[DeviceLookup]:
-        addresses = (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
-        entries, real = self._entries(addresses, weights.float(), keep)
+        entries, real = self._entries(self.addresses(rows), weights.float(), keep)
         if track:
             counted = real if entries.here is None else entries.here & real
             self._store.count_accesses(

@@ -9,10 +9,43 @@ were looked up lately, not on the size of the table.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_store.compilation import compiled
+from memory_store.reused_memory import empty
+
 NO_SLOT = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of U rows, slots int32 `[U]`: the fresh slot of each, or NO_SLOT; missing int32: which have none, ascending."""
+
+    slots: NDArray[np.int32]
+    missing: NDArray[np.int32]
+
+
+@compiled()
+def _find(
+    addresses: NDArray[np.uint32],
+    slot_of: NDArray[np.int32],
+    fresh: NDArray[np.bool_],
+    slots: NDArray[np.int32],
+    missing: NDArray[np.int32],
+) -> int:
+    misses = 0
+    for index in range(addresses.size):
+        slot = slot_of[addresses[index]]
+        if slot == NO_SLOT or not fresh[slot]:
+            slots[index] = NO_SLOT
+            missing[misses] = index
+            misses += 1
+        else:
+            slots[index] = slot
+    return misses
 
 
 class RowCache:
@@ -30,16 +63,18 @@ class RowCache:
 
     def slots(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
         """The slot of each row, fresh or not, or NO_SLOT."""
-        return self._slot_of[addresses]
+        out: NDArray[np.int32] = empty(addresses.shape, np.int32)
+        return self._slot_of.take(
+            addresses, out=out, mode="clip"
+        )  # no address is clipped, and nothing is copied twice
 
-    def find(self, addresses: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """The fresh slot of each of the distinct rows, or NO_SLOT; counts the rows."""
+    def find(self, addresses: NDArray[np.uint32]) -> Found:
+        """Which of the distinct rows have a fresh copy; counts the rows."""
         self._counted.append(addresses[self._counts[addresses] == 0])
         self._counts[addresses] += np.uint32(1)
-        slots = self._slot_of[addresses]
-        # NO_SLOT looks at the last slot, and stays NO_SLOT whatever it finds there.
-        found = np.where(self._fresh[slots], slots, np.int32(NO_SLOT))
-        self.found += int(np.count_nonzero(found != NO_SLOT))
+        slots, missing = empty(addresses.shape, np.int32), empty(addresses.shape, np.int32)
+        found = Found(slots, missing[: _find(addresses, self._slot_of, self._fresh, slots, missing)])
+        self.found += addresses.size - found.missing.size
         self.looked_up += addresses.size
         return found
 

@@ -21,9 +21,9 @@ def test_the_slots_go_to_what_was_looked_up_most() -> None:
     cache.choose()
     assert cache.stale().tolist() == [1, 5]
     cache.filled(cache.slots(cache.stale()))
-    assert (cache.find(rows(1, 5, 7)) >= 0).tolist() == [True, True, False]
+    assert cache.find(rows(1, 5, 7)).missing.tolist() == [2]
     cache.touched(rows(5, 7))
-    assert (cache.find(rows(1, 5, 7)) >= 0).tolist() == [True, False, False]
+    assert cache.find(rows(1, 5, 7)).missing.tolist() == [1, 2]
     assert (cache.found, cache.looked_up) == (3, 14)
 
 
@@ -45,8 +45,11 @@ def test_random_histories_are_those_of_a_dictionary(capacity: int) -> None:
     fresh: set[int] = set()
     for _ in range(200):
         asked = np.unique(random.integers(0, 30, random.integers(0, 12)).astype(np.uint32))
-        slots = cache.find(asked)
-        assert {int(row) for row in asked[slots != NO_SLOT]} == fresh & set(asked.tolist())
+        found = cache.find(asked)
+        assert set(asked[found.missing].tolist()) == set(asked.tolist()) - fresh
+        expected = cache.slots(asked)
+        expected[found.missing] = NO_SLOT
+        assert found.slots.tolist() == expected.tolist()
         counts.update(asked.tolist())
         if random.random() < 0.2:
             cache.choose()

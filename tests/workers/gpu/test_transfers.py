@@ -146,14 +146,14 @@ def test_the_backward_pass_of_a_cached_table_waits_for_nothing(streams: HeldStre
         weights = torch.rand(5, 4, requires_grad=True)
         output = begin_lookup(cached, torch.arange(20).view(5, 4) * (step + 1), weights)()
         assert (
-            streams.waits == 2 + 3 * step
-        )  # for the rows and weights of a lookup, and the gradient of the one before
+            streams.waits == 2 + 6 * step
+        )  # for the different rows of a lookup and their number; entries and gradient of the one before
         output.sum().backward()
         assert weights.grad is not None
-        assert streams.waits == 2 + 3 * step
+        assert streams.waits == 2 + 6 * step
         assert streams.pending
         store.step({"memory": 0.1})
-        assert streams.waits == 3 + 3 * step
+        assert streams.waits == 6 + 6 * step
 
 
 def test_gradients_under_way_are_forgotten_when_tables_are_replaced(streams: HeldStreams) -> None:
