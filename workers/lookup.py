@@ -115,6 +115,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
         ctx.exchange, ctx.found = exchange, exchange.sums()
+        del exchange.sums  # it holds what the shards have answered
         output: Tensor = ctx.found.output.to(ticket)
         return output
 
