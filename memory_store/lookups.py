@@ -223,8 +223,17 @@ def joined_rows(parts: Sequence[FloatArray]) -> FloatArray:
     return np.concatenate(parts, out=whole)
 
 
+def access_sums(groups: Groups, weights: FloatArray, track: bool) -> tuple[NDArray[np.uint32], FloatArray]:
+    """Accesses `[U]` and weight sums `[U]` of the distinct rows; both empty unless they are to be tracked."""
+    accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
+    weight_sums = np.empty(accesses.size, dtype=weights.dtype)
+    if track:
+        _access_sums(groups.starts, groups.order, weights, accesses, weight_sums)
+    return accesses, weight_sums
+
+
 @compiled()
-def access_sums(
+def _access_sums(
     starts: NDArray[np.int32],
     order: NDArray[np.int32],
     weights: FloatArray,

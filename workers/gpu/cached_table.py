@@ -10,14 +10,13 @@ touched: then all copies are asked for again after every step.
 All lookups by which this process trains the table must go through it. Lookups that count accesses go to the shards,
 which count them.
 
-On a GPU the backward pass waits for nothing: the gradient of the sums is on its way to the host while autograd goes on.
-Of it the rows' gradients are made, and sent to the shards, when the next lookup asks for rows, or before the step's commit.
+On a GPU the backward pass waits for nothing: the gradient of the sums goes to the host, where the rows' gradients are made of
+it and sent to the shards, while autograd goes on (gradient_sender.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ from memory_store.optimizers import Contributions
 from memory_store.placement import addresses_of
 from memory_store.table_spec import TableSpec
 from workers.gpu.entry_groups import EntryGroups, group_entries
+from workers.gpu.gradient_sender import GradientSender
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_cache import Found, RowCache
 from workers.gpu.transfers import transfers
@@ -63,15 +63,12 @@ class CachedTable(TensorTable):
         self._touched: list[NDArray[np.uint32]] = []
         self._steps = 0
         self._copier = transfers(device)
-        # What sends the gradients of lookups, in the order of their backward passes, once they are on the host.
-        self._leaving: deque[Callable[[], None]] = deque()
+        self._sender = GradientSender(store, beside=self._copier.beside)
         store.on_change.append(self._changed)
-        store.before_commit.append(self._contribute)
 
     def begin_tensor_lookup(
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[TensorLookup]:
-        self._contribute()
         if track:
             return self._counted_lookup(rows, weights, keep=keep)
         groups = group_entries(self.addresses(rows).flatten())
@@ -108,7 +105,7 @@ class CachedTable(TensorTable):
         )
 
     def contribute(self, entries: _Entries, gradient: Tensor) -> None:
-        """Give the rows of a lookup their part of the gradient of its sums: at once, or when that is on the host."""
+        """Give the rows of a lookup their part of the gradient of its sums, once that is on the host."""
         self._touched.append(entries.addresses)
         on_host = self._copier.to_host(gradient)
 
@@ -118,13 +115,7 @@ class CachedTable(TensorTable):
             contributions = Contributions(entries.addresses, starts, tokens, weights, vectors)
             contribute_rows(self._store, self.name, self._bounds, contributions)
 
-        self._leaving.append(send)
-        if not self._copier.beside:
-            self._contribute()
-
-    def _contribute(self) -> None:
-        while self._leaving:
-            self._leaving.popleft()()
+        self._sender.send(send)
 
     def _gathered(self, found: Found, fetched: FloatArray | None) -> Tensor:
         """The different rows of a lookup, `[U, D]` on the device: copies, and what was fetched."""
@@ -140,8 +131,6 @@ class CachedTable(TensorTable):
             self.cache.touched(self._arriving[0])
             self._arriving = None
         touched, self._touched = self._touched, []
-        if replaced:
-            self._leaving.clear()
         if replaced or self._store.writers > 1:
             self.cache.all_touched()
         for addresses in touched:
