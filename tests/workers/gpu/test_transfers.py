@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memory_store import StoreClient, StoreError, in_process_store
 from memory_store.lookups import added_sums, joined_rows
@@ -18,6 +19,7 @@ from tests.workers.gpu.held_streams import HeldStreams
 from tests.workers.gpu.histories import CPU, History, ordinary, small_table
 from workers.gpu.cached_table import CachedTable
 from workers.gpu.transfers import Transfers, transfers
+from workers.learning_rows import LearningRows
 from workers.lookup import begin_lookup
 
 
@@ -297,3 +299,36 @@ def test_what_is_put_together_of_several_shards_lies_in_such_memory_too(
     for part in parts[1:]:
         one_after_the_other = one_after_the_other + part
     assert whole.tobytes() == one_after_the_other.tobytes()
+
+
+class NoNumberAsked(TorchDispatchMode):
+    """Refuses what would wait for all that a device was given: numbers, and shapes that depend on numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["host", "cached"])
+def test_only_some_rows_learn_without_a_wait_but_for_copies(
+    kind: str, streams: HeldStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = Transfers(streams)
+    monkeypatch.setattr("workers.learning_rows.transfers", lambda device: copies)
+    store = in_process_store([small_table()], 2, lookup="fetch")
+    rows = torch.tensor([[5, 6, 7], [6, 7, 8], [5, 6, 8]])
+    choose = LearningRows(np.ones(2500, np.float32), 1)  # the row with the most accesses: 6
+    before = store.table("memory").lookup(rows.numpy(), np.ones((3, 3), np.float32), keep=False).output
+    weights = torch.ones(3, 3, requires_grad=True)
+    with NoNumberAsked():
+        output = begin_lookup(table(store, kind), rows, weights, learning=choose(rows))()
+        output.sum().backward()
+    assert torch.equal(output.detach(), torch.from_numpy(before))
+    assert weights.grad is not None
+    assert (weights.grad != 0).tolist() == (rows == 6).tolist()
+    asked = np.array([[5], [6], [7], [8]])
+    old = store.table("memory").lookup(asked, np.ones((4, 1), np.float32), keep=False).output
+    store.step({"memory": 0.1})
+    new = store.table("memory").lookup(asked, np.ones((4, 1), np.float32), keep=False).output
+    assert (old != new).any(1).tolist() == [False, True, False, False]
