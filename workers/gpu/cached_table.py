@@ -41,6 +41,7 @@ from workers.gpu.transfers import transfers
 from workers.tensor_tables import HostLookup, TensorLookup, TensorTable
 
 CHOOSE_EVERY = 20  # steps
+CHOOSING = 5  # steps that a choice is given, but for the first, which is of one step's rows
 
 
 class CachedTable(TensorTable):
@@ -138,7 +139,10 @@ class CachedTable(TensorTable):
         if replaced:
             return  # this may not be the version to train from yet
         if self._steps % CHOOSE_EVERY == 0:
-            self.cache.choose()
+            self._choice = self.cache.begin_choice()
+            self._choice_due = self._steps + (CHOOSING if self._steps else 0)
+        if self._steps == self._choice_due:
+            self._choice()
         self._steps += 1
         self._refresh()
 
