@@ -102,7 +102,7 @@ def weight_gradients_by_row(
     for part in prange(PARTS):
         for group in range(addresses.size * part // PARTS, addresses.size * (part + 1) // PARTS):
             row = np.int64(addresses[group]) - first
-            begin, end = np.int64(starts[group]), np.int64(starts[group + 1])
+            begin, end = int(starts[group]), int(starts[group + 1])
             for place in range(begin, end, 4):
                 four = (place, min(place + 1, end - 1), min(place + 2, end - 1), min(place + 3, end - 1))
                 products = inner_products(values, row, output_gradient, 0, tokens, four)
