@@ -32,8 +32,8 @@ core-seconds / C. Backward takes two thirds of a dense pass, and each layer an e
 for the last bucket of 25 MiB.
 
 **GPUs.** Each trainer has one of its own, and waits for what lookups put on PCIe (plan_device.py). It goes on while gradients
-that need no answer cross, with placement cached, and while copies are asked for again, until the first memory. GPUs of a host
-exchange by their own link what the all-reduce and parts of a table need, others over the network.
+that need no answer cross and are summed by row, with placement cached, and while copies are asked for again, until the first
+memory. GPUs of a host exchange by their own link what the all-reduce and parts of a table need, others over the network.
 """
 
 from __future__ import annotations
@@ -266,14 +266,14 @@ class _Planner:
         s, device = self._sizes, self._costs.device
         assert device is not None
         row_bytes, missing = s.b * s.D, (1 - s.f) * s.U
+        sums = self._lookups * self._at_trainers(s.N, client.sum_fetched)
+        behind = s.A * self._slack(BACKWARD_SHARE) if self._gpu is not None else 0.0
         fetched, on_device = self._at_shards(missing, shard.fetch_row), device.group_s + device.pool_s
         return (
             self._part("lookup: kernel", fetched + self._dense_seconds(s.N * on_device)),
             self._called("lookup: wire", 4 * missing, row_bytes * missing),
-            self._part(
-                "backward: kernel",
-                self._at_trainers(s.N, client.sum_fetched) + self._dense_seconds(s.N * device.weigh_s),
-            ),
+            self._part("backward: kernel", self._dense_seconds(s.N * device.weigh_s)),
+            Part("backward: row sums", 0, sums, max(0.0, sums - behind)),
             self._sent_behind("backward: wire", (4 + row_bytes) * s.U),
             self._copies(shard),
             self._row_update(s.U, shard.take_row, shard.update_row),

@@ -312,6 +312,11 @@ def test_a_step_with_copies() -> None:
     missing = 0.75 * distinct  # 256 of 1024 rows have copies
     assert plan.lookup == "cached"
     assert part(plan, "lookup: kernel").seconds == pytest.approx(4e-6 * N + 1e-6 * missing + 1e-6 * N)
+    assert part(plan, "backward: kernel").step_seconds == pytest.approx(2e-6 * N)
+    summed = part(plan, "backward: row sums")
+    assert summed.seconds == pytest.approx(1e-6 * N)
+    assert summed.step_seconds == 0  # behind the layer below, as the copy
+    assert part(planned("cached", None), "backward: row sums").step_seconds == summed.seconds
     assert part(plan, "lookup: wire").bytes == pytest.approx((4 + 4 * D) * missing)
     assert part(plan, "backward: wire").bytes == pytest.approx((4 + 4 * D) * distinct)
     assert part(plan, "copies: wire").bytes == pytest.approx((4 + 4 * D) * 0.25 * distinct)

@@ -150,13 +150,16 @@ def table(store: StoreClient, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["host", "cached"])
-def test_copies_beside_the_work_change_no_byte(kind: str, streams: HeldStreams, monkeypatch: Any) -> None:
-    store = in_process_store([small_table()], 2, lookup="fetch")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copies_beside_the_work_change_no_byte(
+    kind: str, dtype: Any, streams: HeldStreams, monkeypatch: Any
+) -> None:
+    store = in_process_store([small_table(dtype=dtype)], 2, lookup="fetch")
     found = History(store, table(store, kind), 1).run()
     with torch.no_grad():
         answers = [found.everything(), *found.seen]
     monkeypatch.undo()
-    expected = ordinary(1).run()
+    expected = ordinary(1, dtype=dtype).run()
     assert all(map(torch.equal, answers, [expected.everything(), *expected.seen]))
 
 
