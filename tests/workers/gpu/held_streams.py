@@ -43,7 +43,7 @@ class HeldStreams:
 
     def to_host(self, source: Tensor, target: Tensor) -> HeldEvent:
         before, alive, place = source.clone(), weakref.ref(source), self._place(target)
-        place.view(torch.uint8).fill_(0xFF)  # NaN for who does not wait
+        place.view(-1).view(torch.uint8).fill_(0xFF)  # NaN for who does not wait
 
         def end() -> None:
             source = alive()
