@@ -6,6 +6,7 @@ the same is made of operations that every torch has, a few tokens at a time, and
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +32,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def summed_in_parts(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`summed_cross_entropy` where torch does not have it."""
     total = hidden.new_zeros(())
-    for some, their_targets in zip(hidden.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True):
+    parts = (torch.split(tensor, TOKENS_AT_ONCE) for tensor in (hidden, targets))
+    for some, their_targets in zip(*parts, strict=True):
         total = total + checkpoint(
             _of_part, some, weight, their_targets, use_reentrant=False, preserve_rng_state=False
         )
