@@ -60,15 +60,16 @@ TINY = GpuSize(
     64,
 )
 
-_WAYS = {GPU: (Way(GPU),), HOST: (Way(HOST), Way(CACHED))}
-_ALL_WAYS = {
-    GPU: (Way(GPU), Way(GPU, "bfloat16")),
-    HOST: (Way(HOST), Way(HOST, "bfloat16"), Way(CACHED)),
-}
-_COMPILED = {  # for a CPU it takes longer than all the rest
-    GPU: (Way(GPU, dense="compiled"), Way(GPU, "bfloat16", "compiled")),
-    HOST: (Way(HOST, dense="compiled"), Way(HOST, "bfloat16", "compiled")),
-}
+
+def ways_of(placement: str, *, every: bool, compiled: bool) -> list[Way]:
+    """The ways to train that share a table, on the device (GPU) or on the host (HOST).
+
+    Copies of hot rows come last: a table whose rows have been copied goes on with copying them.
+    """
+    precisions = ("float32", "bfloat16") if every else ("float32",)
+    kinds = ("eager", "compiled") if every and compiled else ("eager",)
+    ways = [Way(placement, precision, dense) for dense in kinds for precision in precisions]
+    return ways if placement == GPU else [*ways, Way(CACHED)]
 
 
 @dataclass
@@ -130,10 +131,8 @@ def _measure_size(
     spec = spec_with_room(bits, size.steps.dim, room_on_host(host_bytes))
     for placement in (GPU, HOST):
         table = Table(spec, device, on_device=placement == GPU)
-        ways = (_ALL_WAYS if all_ways else _WAYS)[placement]
-        if all_ways and device.type == "cuda":
-            ways += _COMPILED[placement]
-        for way in ways:
+        # For a CPU compiling takes longer than all the rest.
+        for way in ways_of(placement, every=all_ways, compiled=device.type == "cuda"):
             filled = table.seconds_to_fill is not None
             expected = measured.steps_s + (0 if filled else table.bytes * measured.fill_s_per_byte)
 

@@ -32,8 +32,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def summed_in_parts(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`summed_cross_entropy` where torch does not have it."""
     total = hidden.new_zeros(())
-    parts = zip(torch.split(hidden, TOKENS_AT_ONCE), torch.split(targets, TOKENS_AT_ONCE), strict=True)
-    for some, their_targets in parts:
+    parts = (torch.split(tensor, TOKENS_AT_ONCE) for tensor in (hidden, targets))
+    for some, their_targets in zip(*parts, strict=True):
         total = total + checkpoint(
             _of_part, some, weight, their_targets, use_reentrant=False, preserve_rng_state=False
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,12 @@ from benchmarks import gpu, gpu_kernels
 from benchmarks.cases import Cases
 from benchmarks.command import run_benchmark
 from benchmarks.device_waits import KINDS
-from benchmarks.gpu_steps import GPU, HOST, Way
+from benchmarks.gpu_steps import CACHED, GPU, HOST, Way
 from benchmarks.results import BenchmarkRun, Recorder, load_run
 from memory_store.errors import UsageError
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def tiny(**settings: Any) -> BenchmarkRun:
@@ -157,6 +162,18 @@ def test_a_table_is_filled_once_for_all_ways_of_its_placement(monkeypatch: pytes
     assert filled == [(True, 1 << 10), (False, 1 << 10), (True, 1 << 8), (False, 1 << 8)]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("every", [False, True])
+def test_copies_of_hot_rows_come_last(every: bool, compiled: bool) -> None:
+    on_host = gpu.ways_of(HOST, every=every, compiled=compiled)
+    assert on_host[-1] == Way(CACHED)
+    on_device = gpu.ways_of(GPU, every=every, compiled=compiled)
+    others = [(way.precision, way.dense) for way in on_host[:-1]]
+    assert others == [(way.precision, way.dense) for way in on_device]
+    assert len(others) == (4 if every and compiled else 2 if every else 1)
+    assert {way.placement for way in on_host[:-1]} == {HOST}
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU"):
@@ -180,3 +197,43 @@ def test_a_table_without_any_room_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     run = tiny()
     assert not run.measurements
     assert "MemoryError: it takes 0 GB, and the host has 0 GB for it" in set(run.missing.values())
+
+
+def test_it_needs_few_packages() -> None:
+    """Those that docs/gpu.md names: machines with a GPU may have no registry within reach."""
+    program = (
+        "import sys\n"
+        "refused = {'ray', 'matplotlib', 'cryptography', 'aiohttp', 'tokenizers', 'safetensors', 'opentelemetry'}\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in refused:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from benchmarks.command import run_benchmark\n"
+        "import benchmarks.gpu\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.split()
+    page = (ROOT / "docs/gpu.md").read_text()
+    table = page.partition("| package | why |")[2].partition("\n\n")[0]
+    named = {
+        *re.findall(r"[a-z][a-z-]+", table),
+        "pkm",
+        "torch",
+        "triton",
+        "setuptools",
+        "tqdm",
+    }  # the last of torch
+    named |= {
+        "grpcio-health-checking",
+        "grpcio-reflection",
+        "grpcio-tools",
+    }  # which grpc loads where they are
+    unnamed = {
+        module: packages
+        for module, packages in packages_distributions().items()
+        if module in found and not named & {name.lower().replace("_", "-") for name in packages}
+    }
+    assert unnamed == {}
