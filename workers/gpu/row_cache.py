@@ -71,21 +71,25 @@ class _RowCounts:
         self._counts: NDArray[np.uint32] = np.zeros(addresses, dtype=np.uint32)
         # The rows with a count above 0, each once.
         self._counted: list[NDArray[np.uint32]] = []
+        self._counting: list[Future[None]] = []
         self._thread = ThreadPoolExecutor(1, "row counts")
 
     def begin_count(self, addresses: NDArray[np.uint32]) -> None:
         """Begin to count a lookup of distinct rows, which nobody may write to."""
-        self._thread.submit(self._count, addresses)
+        self._counting.append(self._thread.submit(self._count, addresses))
 
     def begin_choice(self, count: int) -> Future[NDArray[np.uint32]]:
         """Begin to choose the rows, `count` at most, that were looked up most so far, and to halve all counts."""
-        return self._thread.submit(self._choose, count)
+        counting, self._counting = self._counting, []
+        return self._thread.submit(self._choose, count, counting)
 
     def _count(self, addresses: NDArray[np.uint32]) -> None:
         first = empty(addresses.shape, np.uint32)
         self._counted.append(first[: _count(addresses, self._counts, first)].copy())
 
-    def _choose(self, count: int) -> NDArray[np.uint32]:
+    def _choose(self, count: int, counting: list[Future[None]]) -> NDArray[np.uint32]:
+        for lookup in counting:
+            lookup.result()  # has ended; raises what went wrong, so that no choice is made of half of the lookups
         counted = np.concatenate([np.empty(0, dtype=np.uint32), *self._counted])
         counts = self._counts[counted]
         hottest = counted

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from workers.gpu import row_cache
 from workers.gpu.row_cache import NO_SLOT, RowCache
 
 
@@ -84,3 +85,17 @@ def test_a_choice_is_of_what_was_looked_up_before_it_began() -> None:
     assert cache.stale().tolist() == [3]
     cache.begin_choice()()
     assert cache.stale().tolist() == [4]
+
+
+def test_a_lookup_that_could_not_be_counted_is_said_by_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = RowCache(4, 10)
+    cache.find(rows(1, 2))
+    cache.begin_choice()()
+
+    def fail(*parts: object) -> int:
+        raise MemoryError("no room to count")
+
+    monkeypatch.setattr(row_cache, "_count", fail)
+    cache.find(rows(3))
+    with pytest.raises(MemoryError, match="no room to count"):
+        cache.begin_choice()()
