@@ -1,16 +1,16 @@
 """Gradients of rows of a table in GPU memory by entry, and their sums row by row.
 
-Entries are sorted by row, those of one row in their order. Each row's are summed up in pieces of PIECE from its first entry
-on: so a sum doesn't depend on where the row's entries lie among others', on one device or on one of several, and a run
-repeats bit for bit (atomic additions would not). A row that text reads often has thousands of entries in a step, far more
-than others. So all pieces but the first of a row are summed by programs of their own before (`_piece_kernel`), and whoever
-needs the row's gradient sums the first and adds theirs (`sum_of_row`): of a row with 10,000 entries 55 reads of ENTRIES
-vectors follow one another instead of 2500.
+Entries are sorted by row, those of one row in their order. Each row's are summed up in pieces from its first entry on, of
+PIECE for a table (sub-keys' are longer: pooling.py): so a sum doesn't depend on where the row's entries lie among others', on
+one device or on one of several, and a run repeats bit for bit (atomic additions would not). A row that text reads often has
+thousands of entries in a step, far more than others. So all pieces but the first of a row are summed by programs of their
+own before (`_piece_kernel`), and whoever needs the row's gradient sums the first and adds theirs (`sum_of_row`): of a row
+with 10,000 entries 55 reads of ENTRIES vectors follow one another instead of 2500.
 
 Floor of the sort, bytes over bandwidth, if it took one pass (torch's takes several):
     40 N      (rows, vector numbers and weights read and written)
 
-Of the PIECE entries from a multiple of PIECE on, at most one begins a piece that is not its row's first. Its sum has that
+Of as many entries from a multiple of a piece on, at most one begins a piece that is not its row's first. Its sum has that
 multiple's place.
 """
 
@@ -32,7 +32,7 @@ PIECE = 64
 
 
 class SortedGradients(NamedTuple):
-    """The entries of RowGradients by row, and the sums of pieces, float32 `[ceil(N / PIECE), D]`, where there are some."""
+    """The entries of RowGradients by row, and the sums of pieces, float32 `[ceil(N / piece), D]`, where there are some."""
 
     rows: Tensor
     vector_numbers: Tensor
@@ -57,19 +57,26 @@ class RowGradients:
 
     @cached_property
     def by_row(self) -> SortedGradients:
-        """What the kernels read, made once, for at least one entry; where kernels don't run, no piece is summed."""
+        """What kernels read for which entries are many to a table and few to a row; made once."""
+        return self.sorted_by_row(PIECE, ENTRIES, warps_for(self.vectors.shape[1]))
+
+    def sorted_by_row(self, piece: int, at_once: int, warps: int) -> SortedGradients:
+        """At least one entry, with sums of pieces of `piece`, of which `warps` read `at_once` at a time.
+
+        Where kernels don't run, no piece is summed.
+        """
         rows, order = self.rows.sort(stable=True)
         weights, vectors = self.weights[order], self.vectors.contiguous()
         entries, dim = rows.numel(), vectors.shape[1]
-        pieces = -(-entries // PIECE)
-        first = torch.searchsorted(rows, rows[::PIECE].contiguous())
+        pieces = -(-entries // piece)
+        first = torch.searchsorted(rows, rows[::piece].contiguous())
         by_row = SortedGradients(
             rows, self.vector_numbers[order], weights, vectors, torch.empty(pieces, dim, device=rows.device)
         )
         if kernels_run_on(rows.device):
             _piece_kernel[(pieces,)](
                 *by_row, first, entries, self.table_rows, dim,
-                P=PIECE, E=ENTRIES, C=power_of_two(dim), num_warps=warps_for(dim),
+                P=piece, E=at_once, C=power_of_two(dim), num_warps=warps,
             )  # fmt: skip
         return by_row
 
@@ -98,7 +105,7 @@ def _sum_of_entries(  # type: ignore[no-untyped-def]  # Triton's language has no
 ):
     """The gradient of the entries of `row` from `begin`, which is one, to `end`: `[C]`."""
     column = tl.arange(0, C)
-    total = tl.zeros((C,), tl.float32)
+    total = tl.zeros((E, C), tl.float32)
     this = row
     while this == row:
         entry = begin + tl.arange(0, E)
@@ -107,10 +114,10 @@ def _sum_of_entries(  # type: ignore[no-untyped-def]  # Triton's language has no
         weight = tl.load(weights + entry, mask=same, other=0.0)
         inside = same[:, None] & (column < dim)[None, :]
         vector = tl.load(vectors + number[:, None] * dim + column[None, :], mask=inside, other=0.0)
-        total += tl.sum(weight[:, None] * vector, axis=0)
+        total += weight[:, None] * vector
         begin += E
         this = tl.load(by_row + begin, mask=begin < end, other=-1)
-    return total
+    return tl.sum(total, axis=0)
 
 
 @kernel
@@ -120,8 +127,9 @@ def sum_of_row(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The gradient of `row`, whose first entry is `begin`: `[C]`."""
     end = tl.minimum(begin + P, entries)
-    total = _sum_of_entries(begin, end, row, by_row, vector_numbers, weights, vectors, dim, E, C)
+    first = _sum_of_entries(begin, end, row, by_row, vector_numbers, weights, vectors, dim, E, C)
     column = tl.arange(0, C)
+    others = tl.zeros((E, C), tl.float32)
     piece = begin + P
     this = tl.load(by_row + piece, mask=piece < entries, other=-1)
     while this == row:
@@ -129,10 +137,10 @@ def sum_of_row(  # type: ignore[no-untyped-def]
         same = tl.load(by_row + begins, mask=begins < entries, other=-1) == row
         inside = same[:, None] & (column < dim)[None, :]
         sums = tl.load(piece_sums + (begins // P)[:, None] * dim + column[None, :], mask=inside, other=0.0)
-        total += tl.sum(sums, axis=0)
+        others += sums
         piece += P * E
         this = tl.load(by_row + piece, mask=piece < entries, other=-1)
-    return total
+    return first + tl.sum(others, axis=0)
 
 
 @kernel_for_any("entries")

@@ -157,6 +157,16 @@ def test_wide_rows_and_long_bags_are_pooled_in_several_blocks(monkeypatch: pytes
     torch.testing.assert_close(pooling.sum_by_row(9, rows, weights, gradient), expected)
 
 
+@pytest.mark.parametrize("piece", [1, 8, 512])
+def test_rows_with_many_entries_are_summed_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "ROW_PIECE", piece)
+    monkeypatch.setattr(pooling, "ENTRIES_MAX", 4)
+    rows = torch.randint(0, 6, (60, 3), generator=generator()).square()  # of 30 rows many have no entry
+    weights, gradient = torch.randn(60, 3, generator=generator(1)), torch.randn(60, 5, generator=generator(2))
+    expected = pooling.sum_by_row_reference(30, rows, weights, gradient)
+    torch.testing.assert_close(pooling.sum_by_row(30, rows, weights, gradient), expected)
+
+
 # ---- row update --------------------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,12 @@ def test_selection_and_its_gradient(compiled: list[tuple[str, Any]], k: int, n: 
     _, scores = selection.select(queries, sub_keys, k)
     # Nobody has written the rows; the gradients' kernels are only compiled too.
     scores.sum().backward()  # type: ignore[no-untyped-call]
-    assert [name for name, _ in compiled] == ["_select_kernel", "_pool_kernel", "_sum_kernel"]
+    assert [name for name, _ in compiled] == [
+        "_select_kernel",
+        "_pool_kernel",
+        "_piece_kernel",
+        "_sum_kernel",
+    ]
     (_, select), *_ = compiled
     # Products of scores in float32, not in TensorFloat-32.
     assert "tf32" not in select.asm["ptx"]
@@ -150,8 +155,9 @@ def test_pooling_and_the_weights_gradient(
 def test_rows_are_summed_in_blocks_of_16_bytes(compiled: list[tuple[str, Any]], dim: int) -> None:
     rows = torch.zeros(20, 64, dtype=torch.int64)
     pooling.sum_by_row(50, rows, torch.zeros(20, 64), torch.zeros(20, dim))
-    ((_, made),) = compiled
-    assert in_blocks_of_16_bytes(made) >= 4
+    assert [name for name, _ in compiled] == ["_piece_kernel", "_sum_kernel"]
+    for _, made in compiled:
+        assert in_blocks_of_16_bytes(made) >= 4
 
 
 # ---- row update --------------------------------------------------------------------------------------------------
