@@ -2,8 +2,9 @@
 
 First all ways to train at the size that decides `host_over_gpu_table`; then the ceilings of the device and the bus, and the
 kernels; then the other sizes. A table that has no room as float32 with Adam is one of bfloat16 with row-wise Adam, half as
-large, or else with row-wise Adagrad, a sixth. What has no room, what fails, and what would end after eight minutes is left out and named as missing; after each
-case the results so far are kept. gpu_steps.py, gpu_kernels.py and gpu_ceilings.py say what is measured.
+large, or else with row-wise Adagrad, a sixth. What has no room, what fails, and what would end after eight minutes (as the
+cases before it let expect: none is broken off) is left out and named as missing; after each case the results so far are
+kept. gpu_steps.py, gpu_kernels.py and gpu_ceilings.py say what is measured.
 
 Without a GPU there are no figures. `--device cpu --quick` runs all of it at tiny sizes on the CPU, only to show that it
 works.
@@ -204,7 +205,7 @@ def _set_ratios(recorder: Recorder, device: torch.device) -> None:
 
 
 def spec_with_room(bits: int, dim: int, room: float) -> TableSpec:
-    """A table of 2**bits rows: float32 with Adam if `room` bytes suffice for that, else bfloat16 with row-wise Adam, or Adagrad."""
+    """A table of 2**bits rows: float32 with Adam, or else what `room` bytes suffice for; see the module."""
     rowwise_adam = OptimizerSpec("rowwise_adam", betas=VALUES.betas, eps=VALUES.eps)
     wide = TableSpec("memory", 1 << bits, dim, optimizer=VALUES)
     half = TableSpec("memory", 1 << bits, dim, dtype="bfloat16", optimizer=rowwise_adam)
