@@ -162,6 +162,8 @@ def _measure_way(
     table.store()
     filled_at = clock()
     measured.rates[way, table.spec.rows.bit_length() - 1] = measure_steps(cases, size, device, way, table)
+    if way.dense == "compiled":
+        torch._dynamo.reset()  # with which the memory of its CUDA graphs is given up
     assert table.seconds_to_fill is not None
     measured.fill_s_per_byte = max(measured.fill_s_per_byte, (filled_at - begun) / table.bytes)
     measured.steps_s = clock() - filled_at

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 KEPT_BYTES_MAX = 512 << 20
 SMALL_BYTES = 1 << 20  # the C library reuses smaller blocks well enough
 LINE_BYTES = 64
-_CLASSES_PER_OCTAVE = 4  # sizes of blocks: at most a quarter of a block is idle
+SIZES_PER_OCTAVE = 4  # of blocks: at most a quarter of a block is idle
 
 # mallopt's names of what is set below, see mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -43,7 +43,8 @@ def aligned(size: int) -> NDArray[np.uint8]:
 class ReusedMemory:
     """Blocks nobody uses at the moment, `kept_bytes_max` bytes of them at most. Usable from many threads.
 
-    New blocks are of `allocate`, given their bytes. Arrays below `small_bytes` are ordinary ones.
+    New blocks are of `allocate`, given their bytes, of which there are `sizes_per_octave` between two powers of two. Arrays
+    below `small_bytes` are ordinary ones.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class ReusedMemory:
         kept_bytes_max: int = KEPT_BYTES_MAX,
         allocate: Callable[[int], NDArray[np.uint8]] = aligned,
         small_bytes: int = SMALL_BYTES,
+        sizes_per_octave: int = SIZES_PER_OCTAVE,
     ) -> None:
-        self.allocate = allocate
+        self.allocate, self.sizes_per_octave = allocate, sizes_per_octave
         self._kept_bytes_max, self._small_bytes = kept_bytes_max, small_bytes
         self._free: list[NDArray[np.uint8]] = []
 
@@ -65,7 +67,7 @@ class ReusedMemory:
         size = kind.itemsize * math.prod(shape)
         if size < self._small_bytes:
             return np.empty(shape, kind)
-        block = self._taken(_block_bytes(max(size, LINE_BYTES)))
+        block = self._taken(_block_bytes(max(size, LINE_BYTES), self.sizes_per_octave))
         lease = _Lease(block)
         weakref.finalize(lease, self._give_back, block).atexit = False
         return np.asarray(lease)[:size].view(kind).reshape(shape)
@@ -86,6 +88,8 @@ class ReusedMemory:
             self._free[:0] = others[::-1]
 
     def _give_back(self, block: NDArray[np.uint8]) -> None:
+        if block.size > self._kept_bytes_max:
+            return  # for it all others would have to go
         self._free.append(block)
         while sum(kept.size for kept in tuple(self._free)) > self._kept_bytes_max:
             try:
@@ -94,9 +98,9 @@ class ReusedMemory:
                 return
 
 
-def _block_bytes(size: int) -> int:
+def _block_bytes(size: int, per_octave: int) -> int:
     """The size of the block for `size` bytes: a power of two, or one of the steps between two of them."""
-    step = max(1, (1 << (size - 1).bit_length() - 1) // _CLASSES_PER_OCTAVE)
+    step = max(1, (1 << (size - 1).bit_length() - 1) // per_octave)
     return -(-size // step) * step
 
 
@@ -104,9 +108,9 @@ _MEMORY = ReusedMemory()
 empty = _MEMORY.empty
 
 
-def allocate_with(allocate: Callable[[int], NDArray[np.uint8]]) -> None:
+def allocate_with(allocate: Callable[[int], NDArray[np.uint8]], sizes_per_octave: int) -> None:
     """Have new blocks of `empty` made by `allocate`, given their bytes: in this process, and for good."""
-    _MEMORY.allocate = allocate
+    _MEMORY.allocate, _MEMORY.sizes_per_octave = allocate, sizes_per_octave
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,9 @@ the same is made of operations that every torch has, a few tokens at a time, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 TOKENS_AT_ONCE = 512
 PADDING = -100  # a target that counts nothing
+
+
+@contextmanager
+def tensor_float_32(allowed: bool) -> Iterator[None]:
+    """If `allowed`, a GPU may make products of float32 in TensorFloat-32, seven times as fast."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class TrainSpec(Spec):
     non_finite: Literal["fail", "skip"] = "fail"
     """What a step does whose gradient holds NaN or infinity: end the job, or change nothing and be counted."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA."""
+    """Arithmetic of the dense part; bfloat16 is autocast and needs CUDA (on a cluster: device cuda)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the dense part runs; auto takes CUDA where there is one."""
+    """Where the dense part runs; auto takes CUDA where there is one, and the CPU on a cluster."""
     compile: bool = False
     """Compile attention and feed-forward (torch.compile), on a GPU into CUDA graphs; needs a compiler: g++, on a GPU gcc."""
     silent_after: float = Field(default=120.0, ge=1, le=86_400)
@@ -123,7 +123,7 @@ class StoreSpec(Spec):
     shards: int = Field(default=2, ge=1, le=BUCKETS)
     """Processes over which the rows are spread."""
     carrier: Literal["auto", "grpc", "in_process"] = "auto"
-    """auto: shards are Ray actors; trainers on a shard's host read its rows in place, others use gRPC.
+    """auto: shards are Ray actors; trainers on whose host all shards are read their rows in place, others use gRPC.
 
     grpc: Ray actors, reached by gRPC alone. in_process: all shards live inside the only trainer, without Ray; or, with
     memory.placement gpu, in the trainers.
@@ -249,7 +249,7 @@ class JobSpec(Spec):
         if store.durability == "log" and store.carrier == "in_process":
             sentence = (
                 "shards inside the trainer die with it, so that a log would be of no use; use snapshot, "
-                "or another carrier"
+                "or another carrier (which memory.placement gpu does not have)"
             )
             impossible("durability", store.durability, sentence)
         return store
@@ -264,10 +264,11 @@ class JobSpec(Spec):
         parts = train.trainers if train and memory.placement == "gpu" else store.shards
         needed = sum(_shard_bytes(table, parts) for table in _tables(memory, model, seed=0))
         if needed > store.shard_memory_gib * GIB:
+            part, more = ("trainer", "trainers") if memory.placement == "gpu" else ("shard", "shards")
             sentence = (
-                f"a shard needs {needed / GIB:.3g} GiB and may take {store.shard_memory_gib:.3g} GiB: "
+                f"a {part} needs {needed / GIB:.3g} GiB and may take {store.shard_memory_gib:.3g} GiB: "
                 f"{memory.table_rows()} rows of {memory.row_width(model.dim)} {memory.values.dtype} values "
-                f"with the state of {memory.values.optimizer}, over {parts} shards; use more shards, "
+                f"with the state of {memory.values.optimizer}, over {parts} {more}; use more {more}, "
                 "fewer sub_keys or an optimizer with less state, or allow more memory"
             )
             impossible("shard_memory_gib", store.shard_memory_gib, sentence)

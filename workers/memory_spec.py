@@ -103,7 +103,7 @@ class MemorySpec(Spec):
     """Steps without any selection after which a sub-key is re-seeded from one that is used often; null: never."""
     placement: Literal["host", "gpu", "cached"] = "host"
     """host: the table lies in its shards. gpu: on the devices of the trainers, in equal parts; needs store.carrier
-    in_process. cached: in its shards, with exact copies of the hottest rows on the device."""
+    in_process and store.shards 1. cached: in its shards, with exact copies of the hottest rows on the device."""
     cached_rows: int = Field(default=65_536, ge=1)
     """Rows of each table that have copies on every trainer's device with placement cached."""
     values: ValuesSpec = Field(default_factory=ValuesSpec)

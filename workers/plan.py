@@ -115,10 +115,15 @@ def chosen_lookup(tokens: int, shards: int, entries: int, distinct: float) -> Li
 
 
 def check_network(job: JobSpec, network: Network) -> None:
-    """Raises UsageError if no message of the job could go over a network."""
-    if network.bytes_per_second is not None and job.store.carrier == "in_process":
+    """Raises UsageError if nothing of the job could go over a network."""
+    if network.bytes_per_second is not None and job.in_one_process():
+        otherwise = (
+            "use several train.trainers"
+            if job.memory and job.memory.placement == "gpu"
+            else "set store.carrier auto"
+        )
         raise UsageError(
-            "Shards in_process have no network between them; leave --network out, or set store.carrier=auto."
+            f"This job is one process, with no network in it; leave --network out, or {otherwise}."
         )
 
 

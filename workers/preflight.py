@@ -6,11 +6,15 @@ Light to import, so that a mistake is told at once, and before a run folder is m
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from memory_store.errors import UsageError
 from memory_store.traces import check_installed
 from workers.corpus import open_corpus
 from workers.job_spec import JobSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_job(job: JobSpec) -> None:
@@ -26,9 +30,33 @@ def check_job(job: JobSpec) -> None:
         )
     if job.train.device == "cuda" or job.train.precision == "bfloat16":
         _check_cuda(job)
-    _check_compiler(job)
-    if job.device_bytes():
-        _check_device_memory(job)
+    import torch
+
+    on_cpu = job.train.device == "cpu" or not torch.cuda.is_available()
+    check_device(job, torch.device("cpu" if on_cpu else "cuda"))
+
+
+def check_cluster_job(job: JobSpec) -> None:
+    """Raises UsageError for a job that can't run on any cluster; its trainers check their devices (`check_device`)."""
+    check_corpus(job)
+    check_traces(job)
+    if job.train.precision == "bfloat16" and job.train.device != "cuda":
+        raise UsageError(
+            "train.precision bfloat16 needs CUDA, and on a cluster a job gets GPUs only if it asks for them: "
+            "set train.device cuda, or precision float32."
+        )
+
+
+def check_device(job: JobSpec, device: torch.device) -> None:
+    """Raises UsageError if a trainer can't use its device, for want of a compiler or of memory."""
+    from workers.compiled_blocks import check_compiler
+    from workers.gpu.compilation import kernels_run_on
+
+    on_gpu = device.type == "cuda"
+    if job.train.compile or (on_gpu and job.memory is not None and kernels_run_on(device)):
+        check_compiler(device)
+    if on_gpu and job.device_bytes():
+        _check_device_memory(job, device)
 
 
 def check_corpus(job: JobSpec) -> None:
@@ -57,26 +85,10 @@ def _check_cuda(job: JobSpec) -> None:
         )
 
 
-def _check_compiler(job: JobSpec) -> None:
-    if not job.train.compile and (job.memory is None or job.train.device == "cpu"):
-        return
+def _check_device_memory(job: JobSpec, device: torch.device) -> None:
     import torch
 
-    from workers.compiled_blocks import check_compiler
-    from workers.gpu.compilation import kernels_run_on
-
-    on_cpu = job.train.device == "cpu" or not torch.cuda.is_available()
-    device = torch.device("cpu" if on_cpu else "cuda")
-    if job.train.compile or (not on_cpu and kernels_run_on(device)):
-        check_compiler(device)
-
-
-def _check_device_memory(job: JobSpec) -> None:
-    import torch
-
-    if job.train.device == "cpu" or not torch.cuda.is_available():
-        return
-    _, device_bytes = torch.cuda.mem_get_info()
+    _, device_bytes = torch.cuda.mem_get_info(device)
     if job.device_bytes() > device_bytes:
         raise UsageError(
             f"memory.placement puts {job.device_bytes() / 2**30:.1f} GiB on a device of {device_bytes / 2**30:.1f} GiB; "

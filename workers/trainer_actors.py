@@ -75,11 +75,10 @@ class TrainerActor:
                 world_size=world,
                 timeout=_COLLECTIVE_TIMEOUT,
             )
-        try:
-            work(Ranks(rank, world, device))
-        finally:
-            if meeting is not None:
-                dist.destroy_process_group()
+        work(Ranks(rank, world, device))
+        # Not after a failure: NCCL would wait for what the others have not begun. The process is about to be ended.
+        if meeting is not None:
+            dist.destroy_process_group()
 
 
 def run_trainers(

@@ -34,4 +34,7 @@ def take_device(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         place: Any = torch.cuda.get_device_properties(device)  # whose types torch does not tell in full
-        keep_beside_device(f"{place.pci_domain_id:04x}:{place.pci_bus_id:02x}:{place.pci_device_id:02x}.0")
+        if hasattr(place, "pci_domain_id"):  # not in older torch
+            keep_beside_device(
+                f"{place.pci_domain_id:04x}:{place.pci_bus_id:02x}:{place.pci_device_id:02x}.0"
+            )

@@ -47,7 +47,7 @@ from workers.job_scrape import driver_served, forget_processes, host_of, job_scr
 from workers.job_spec import JobSpec
 from workers.move import moved, wanted_move
 from workers.plots import draw_access_map, draw_losses
-from workers.preflight import check_corpus, check_job, check_traces
+from workers.preflight import check_cluster_job, check_device, check_job
 from workers.progress_told import progress_told
 from workers.ranks import Ranks
 from workers.report import EvaluationReport, Progress, Report, last_record, read_records
@@ -96,8 +96,7 @@ def train(
     if cluster is None:
         check_job(job)
     else:
-        check_corpus(job)
-        check_traces(job)
+        check_cluster_job(job)
     if resume:
         latest_cut(run.cuts_path)
     made = make_certificates() if cluster is not None else None
@@ -323,6 +322,7 @@ def _train_worker(
     heartbeat = Heartbeat(run.beats_path, ranks.rank, ray.get_runtime_context().get_node_id())
     attempts = count_attempt(run) if ranks.leads else None
     try:
+        check_device(job, ranks.device)
         store: StoreClient | None = None
         if isinstance(tables, DeviceGroup):
             metrics = ShardMetrics(counted.registry, "in_process")

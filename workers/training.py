@@ -2,8 +2,8 @@
 
 All trainers of a job run this same code. The leader opens the writers' group, restores the last cut if there is one,
 writes cuts and logs. A failure of anything ends in the same place: the group starts again, here, from the last cut. The
-order of the text, the learning rates and the row updates are functions of the step alone, so what follows is bit
-for bit what would have followed without the failure.
+order of the text, the learning rates and the row updates are functions of the step alone, so what follows is (on a CPU, bit
+for bit) what would have followed without the failure.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from memory_store.calls import Waiting
 from memory_store.table_handle import TableHandle
-from workers.cross_entropy import PADDING, summed_cross_entropy
+from workers.cross_entropy import PADDING, summed_cross_entropy, tensor_float_32
 from workers.initialization import seeded_linear
 from workers.job_spec import JobSpec, ModelSpec
 from workers.memory_layer import MemoryLayer
@@ -98,7 +98,9 @@ class Transformer(nn.Module):
         if mask is not None:
             targets = targets.masked_fill(~mask, PADDING)
         hidden = self._hidden(tokens, mask).flatten(0, 1)
-        with torch.autocast(tokens.device.type, enabled=False):
+        # Autocast lets products have less than that: in float32 this one would take longer than all others.
+        on_gpu = tokens.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+        with torch.autocast(tokens.device.type, enabled=False), tensor_float_32(on_gpu):
             total = summed_cross_entropy(hidden.float(), self.embedding.weight.float(), targets.flatten())
         count = targets.numel() if mask is None else mask.sum().clamp(min=1)
         return total / count

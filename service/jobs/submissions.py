@@ -20,7 +20,7 @@ from service.jobs.turns import Turns
 from service.jobs.wire import job_message
 from workers.job_spec import JobSpec
 from workers.move import Move, begin_move, moved, pause_of_move
-from workers.preflight import check_corpus, check_traces
+from workers.preflight import check_cluster_job
 from workers.run_folder import RunFolder
 
 _PRIORITY_MAX = 100
@@ -59,8 +59,7 @@ class Submissions:
         except ValidationError as error:
             raise UsageError(_mistakes(error)) from None
         self._folders.corpus(tenant, spec.data.corpus)
-        check_corpus(spec)
-        check_traces(spec)
+        check_cluster_job(spec)
         demand = demand_of(spec)
         check_ever_fits(demand, self._hosts())
         self._quotas.check(tenant, demand)

@@ -35,3 +35,17 @@ def test_the_results_that_are_kept_are_of_the_sizes_that_are_measured() -> None:
     size = hit_rates.FULL
     assert cases == {(f"{sub_keys**2:,}", f"1/{part}") for sub_keys in size.sub_keys for part in size.parts}
     assert {found.what for found in run.measurements} == {*TRAINED, "hits, if rows were read uniformly"}
+
+
+def test_the_page_says_what_was_measured() -> None:
+    run = load_run(ROOT / "docs/results/hit-rates.json")
+    page = (ROOT / "docs/gpu.md").read_text()
+    for rows, part in dict.fromkeys(
+        (str(m.case["rows"]), str(m.case["with a copy"])) for m in run.measurements
+    ):
+        found = [
+            run.find(what, **{"rows": rows, "with a copy": part})[0].median
+            for what in (*TRAINED, "hits, if rows were read uniformly")
+        ]
+        shares = [f"{int(1000 * share + 0.5 - 1e-9) / 10:.1f}%" for share in found]
+        assert f"| {' | '.join([rows, part, *shares])} |" in page

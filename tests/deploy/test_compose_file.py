@@ -78,3 +78,8 @@ def test_ray_is_started_as_one_that_hosts_shards_is() -> None:
     for service in on_ray.values():
         assert ray_environment().items() <= service["environment"].items()
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_image_for_gpus_has_a_compiler_for_what_launches_their_kernels() -> None:
+    image = (FILE.parent / "deploy" / "Dockerfile").read_text()
+    assert "$(test ${DEVICE} != cuda || echo gcc libc6-dev)" in image.split("\nFROM ")[-1]

@@ -26,7 +26,7 @@ from workers.compiled_blocks import check_compiler
 from workers.evaluation import evaluate
 from workers.gpu import compilation
 from workers.job_spec import JobSpec
-from workers.preflight import check_job
+from workers.preflight import check_device, check_job
 from workers.ranks import Ranks
 from workers.report import StepRecord, read_records
 from workers.run_folder import RunFolder
@@ -244,6 +244,8 @@ def test_the_kernels_of_a_memory_on_a_gpu_need_a_compiler_too(
         UsageError, match=r"Kernels on a GPU need a C compiler, .*, or set train\.device to cpu"
     ):
         check_job(small_job(corpus))
+    with pytest.raises(UsageError, match="Kernels on a GPU need a C compiler"):  # in a trainer of a cluster
+        check_device(small_job(corpus), torch.device("cuda"))
     check_job(small_job(corpus, train__device="cpu"))
     check_job(small_job(corpus, memory=None))
     monkeypatch.setattr(compilation, "triton", None)  # then the references run

@@ -25,7 +25,7 @@ from workers.gpu.device_store import DeviceStore
 from workers.gpu.transfers import Transfers
 from workers.job_spec import JobSpec
 from workers.lookup import begin_lookup
-from workers.plan import PAYLOAD_SHARE, Network, Plan, make_plan
+from workers.plan import PAYLOAD_SHARE, Network, Plan, check_network, make_plan
 from workers.plan_costs import Calibration, DeviceCosts
 from workers.plan_device import (
     DeviceMemory,
@@ -66,6 +66,9 @@ class Counted:
 
     def page_locked(self, size: int) -> NDArray[np.uint8]:
         return np.empty(size, np.uint8)
+
+    def is_page_locked(self, source: Tensor) -> bool:
+        return True
 
     def to_host(self, source: Tensor, target: Tensor) -> Counted:
         self.out += source.nbytes
@@ -301,7 +304,11 @@ def test_a_step_with_parts_of_the_table_on_several_devices() -> None:
             assert part(plan, name).step_seconds == pytest.approx(size / rate)
         reduced = 4 * 1_000_000 * 2 * 3 / 4
         assert part(plan, "dense all-reduce").seconds == pytest.approx(reduced / rate)
-    apart = make_plan(placed("gpu", **trainers), COSTS, Network(1e8, hosts_apart=True), GPU)
+    network = Network(1e8, hosts_apart=True)
+    with pytest.raises(UsageError, match=r"leave --network out, or use several train\.trainers"):
+        check_network(placed("gpu"), network)
+    check_network(placed("gpu", **trainers), network)
+    apart = make_plan(placed("gpu", **trainers), COSTS, network, GPU)
     assert part(apart, "lookup: other GPUs").seconds == pytest.approx(forward / (1e8 * PAYLOAD_SHARE))
     assert not any("other GPUs" in found.name for found in planned("cached", **trainers).parts)
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from memory_store.calls import Waiting
 from memory_store.reused_memory import ReusedMemory, allocate_with
 
+_SIZES_PER_OCTAVE = 1  # torch takes powers of two for page-locked memory
+
 
 class Event(Protocol):
     """The end of a copy."""
@@ -69,7 +71,9 @@ class Transfers:
         self.beside = streams is not None  # the host's work, so that `to_host` is worth being asked for early
         self._streams = streams
         if streams is not None:
-            self._memory = ReusedMemory(allocate=streams.page_locked, small_bytes=0)
+            self._memory = ReusedMemory(
+                allocate=streams.page_locked, small_bytes=0, sizes_per_octave=_SIZES_PER_OCTAVE
+            )
         # What a copy reads, and the host's memory that it writes, until it has ended. (To a gradient that nobody else holds,
         # autograd may add in place.)
         self._on_its_way: list[tuple[Event, NDArray[Any], Tensor | None]] = []
@@ -134,7 +138,9 @@ class CudaStreams:
         self._to_host.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._to_host):
             target.copy_(source, non_blocking=True)
-        event: Event = self._to_host.record_event()
+        # Who waits for it sleeps: in a loop he would take a core from the shards.
+        event = torch.cuda.Event(blocking=True)
+        self._to_host.record_event(event)
         return event
 
     def to_device(self, source: Tensor) -> tuple[Tensor, Event]:
@@ -156,7 +162,7 @@ def transfers(device: torch.device) -> Transfers:
     if device.index is None:
         return transfers(torch.device(device.type, torch.cuda.current_device()))
     streams = CudaStreams(device)
-    allocate_with(streams.page_locked)
+    allocate_with(streams.page_locked, _SIZES_PER_OCTAVE)
     return Transfers(streams)
 
 

@@ -18,6 +18,7 @@ from memory_store.optimizers import squared_norm_by_bucket as numba_squared_norm
 from memory_store.optimizers import update_rows as numba_update
 from memory_store.table_spec import OptimizerSpec
 from memory_store.value_types import to_bfloat16
+from tests.workers.gpu.seen_waits import seen_waits
 from workers.gpu import pooling, selection
 from workers.gpu.compilation import kernels_run_on
 from workers.gpu.row_gradients import PIECE, RowGradients
@@ -302,3 +303,23 @@ def test_where_a_row_lies_among_others_changes_no_bit_of_its_sum() -> None:
         whole.rows[alone], whole.vector_numbers[alone], whole.weights[alone], whole.vectors, whole.table_rows
     )
     assert torch.equal(updated_values(whole)[1], updated_values(only)[1])
+
+
+def test_what_is_done_around_kernels_waits_for_nothing() -> None:
+    queries = torch.randn(3, 2, 2, 4, generator=generator(1), requires_grad=True)
+    sub_keys = torch.randn(2, 2, 12, 4, generator=generator(2), requires_grad=True)
+    gradients = gradients_of_long_rows(3, (PIECE + 1, 2, 4))
+    values, rows = (
+        torch.randn(9, 5, generator=generator()),
+        torch.randint(0, 9, (6, 3), generator=generator()),
+    )
+    weights, output_gradient = torch.rand(6, 3), torch.rand(6, 5)
+    with seen_waits() as waits:
+        _, scores = selection.select(queries, sub_keys, 3)
+        scores.sum().backward()  # type: ignore[no-untyped-call]
+        updated_values(gradients)
+        squared_norm(gradients)
+        pooling.pool(values, rows, weights)
+        pooling.weight_gradient(values, rows, output_gradient)
+        pooling.sum_by_row(9, rows, weights, output_gradient)
+    assert waits == []

@@ -2,8 +2,8 @@
 
 Operations are seen as torch dispatches them: those that read a number, and those whose results have a shape that depends on
 numbers, an index by a mask among them. Methods that take a whole tensor to the host, which on a CPU dispatch nothing, are
-replaced. What on a GPU is a kernel, and on a CPU is not, is left out (`kernel`), as are copies of the played device and
-AdamW, which counts its steps in tensors of the host wherever the weights lie.
+replaced. What on a GPU is a kernel, and on a CPU is not, is left out (`kernel`), as are copies of the played device, Triton's
+interpreter, and AdamW, which counts its steps in tensors of the host wherever the weights lie.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WAITING = {
 }
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _TAKING = ("cpu", "tolist", "numpy", "__array__")
-_LEFT_OUT = ("/torch/optim/", "/held_streams.py")
+_LEFT_OUT = ("/torch/optim/", "/held_streams.py", "/triton/")
 _IN_KERNEL: ContextVar[bool] = ContextVar("in_kernel", default=False)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from memory_store.cuts import complete_cuts, cut_folder
 from memory_store.errors import UsageError
 from tests.small_job import dense_weights, small_job, table_content
 from workers.job_spec import JobSpec
-from workers.preflight import check_job
+from workers.preflight import check_cluster_job, check_device, check_job
 from workers.report import Report, read_records
 from workers.run_folder import RunFolder
 from workers.trained_model import load_trained_model
@@ -148,6 +150,11 @@ def remove_last_cut(folder: Path) -> None:
             {"memory__revive_dead_after": 9},
             "rows are re-seeded in shards alone; use placement host",
         ),
+        (
+            "gpu",
+            {"memory__sub_keys": 4096},
+            r"a trainer needs .* GiB and may take .* over 1 trainers; use more trainers",
+        ),
         ("gpu", {"train__only_rows": 9}, "only rows in shards are updated alone; use memory.placement host"),
     ],
 )
@@ -164,8 +171,16 @@ def test_what_the_device_has_no_room_for_is_refused(corpus: Path, monkeypatch: p
     assert job_of(corpus, "cached").device_bytes() == 200 * 32 * 4
     assert job_of(corpus, "cached", memory__cached_rows=10**6).device_bytes() == 32 * 32 * 32 * 4
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, job.device_bytes() - 1))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, job.device_bytes() - 1))
     check_job(job_of(corpus, "host"))
     check_job(job_of(corpus, "cached"))
-    with pytest.raises(UsageError, match="use placement host, or cached with fewer cached_rows"):
-        check_job(job)
+    for check in (check_job, partial(check_device, device=torch.device("cuda"))):  # here, or in a trainer
+        with pytest.raises(UsageError, match="use placement host, or cached with fewer cached_rows"):
+            check(job)
+
+
+def test_on_a_cluster_bfloat16_asks_for_gpus_by_name(corpus: Path) -> None:
+    check_cluster_job(job_of(corpus, "host"))
+    check_cluster_job(job_of(corpus, "host", train__precision="bfloat16", train__device="cuda"))
+    with pytest.raises(UsageError, match=r"set train\.device cuda, or precision float32"):
+        check_cluster_job(job_of(corpus, "host", train__precision="bfloat16", train__device="auto"))
