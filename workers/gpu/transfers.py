@@ -139,7 +139,7 @@ class CudaStreams:
         with torch.cuda.stream(self._to_host):
             target.copy_(source, non_blocking=True)
         # Who waits for it sleeps: in a loop he would take a core from the shards.
-        event = torch.cuda.Event(blocking=True)
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._to_host.record_event(event)
         return event
 
