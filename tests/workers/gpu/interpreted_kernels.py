@@ -18,7 +18,7 @@ from memory_store.optimizers import squared_norm_by_bucket as numba_squared_norm
 from memory_store.optimizers import update_rows as numba_update
 from memory_store.table_spec import OptimizerSpec
 from memory_store.value_types import to_bfloat16
-from workers.gpu import pooling, selection
+from workers.gpu import best_of_halves, pooling, selection
 from workers.gpu.compilation import kernels_run_on
 from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_reference, update_rows
 from workers.selection_kernels import select_pairs
@@ -98,6 +98,83 @@ def test_selection_of_infinite_and_broken_scores() -> None:
     assert scores.isnan()[1].all()
     torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(rows, expected_rows)
+
+
+def adversarial(kind: str, n: int) -> Tensor:
+    """Scores of one half `[n]`, whole numbers, which one query of width 1 gets."""
+    scores = {
+        "equal": torch.zeros(n),
+        "ascending": torch.arange(n),
+        "descending": -torch.arange(n),
+        "one group": torch.where(torch.arange(n) % 64 == 5, n + torch.arange(n), torch.arange(n) % 7),
+        "few values": torch.arange(n) % 3,
+        "infinite": torch.where(torch.arange(n) % 5 == 1, -torch.inf, torch.arange(n) * 1.0),
+        "infinities that cancel": torch.where(torch.arange(n) == 2, torch.inf, torch.zeros(n)),
+        "one NaN": torch.where(torch.arange(n) == n - 1, torch.nan, torch.arange(n) * 1.0),
+    }
+    return scores[kind].float()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(("n", "k"), [(16, 1), (200, 32), (330, 64)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "equal",
+        "ascending",
+        "descending",
+        "one group",
+        "few values",
+        "infinite",
+        "infinities that cancel",
+        "one NaN",
+    ],
+)
+def test_selection_of_adversarial_scores(kind: str, n: int, k: int) -> None:
+    sub_keys = torch.stack([adversarial(kind, n), adversarial(kind, n).flip(0)])[
+        None, :, :, None
+    ].contiguous()
+    queries = torch.tensor([1.0, 2.0, -1.0]).view(3, 1, 1, 1).repeat(1, 1, 2, 1)
+    if kind == "infinities that cancel":
+        queries[2, 0, 0] = 1
+    rows, scores = selection.select(queries, sub_keys, k)
+    for other in (selection.select_reference, of_the_cpu_kernels):
+        expected_rows, expected = other(queries, sub_keys, k)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(rows, expected_rows)
+
+
+@pytest.mark.parametrize(("tokens", "n", "width"), [(70, 512, 64), (3, 2048, 100), (0, 64, 16)])
+def test_selection_of_random_scores(tokens: int, n: int, width: int) -> None:
+    queries = torch.randn(tokens, 1, 2, width, generator=generator(n))
+    sub_keys = torch.randn(1, 2, n, width, generator=generator(width))
+    rows, scores = selection.select(queries, sub_keys, 32)
+    all_scores = torch.einsum("thsc,hsnc->sthn", queries.double(), sub_keys.double())
+    pairs = (all_scores[0][..., :, None] + all_scores[1][..., None, :]).flatten(-2)
+    torch.testing.assert_close(pairs.gather(-1, rows).float(), scores, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(pairs.topk(32).values.float(), scores, rtol=1e-5, atol=1e-4)
+
+
+def test_three_products_of_parts_are_as_exact_as_float32() -> None:
+    random = np.random.default_rng(0)
+    left, right = (random.standard_normal((300, 64)).astype(np.float32) for _ in range(2))
+
+    def parts(numbers: Any) -> tuple[Any, Any]:
+        # Tensor cores read the first 10 bits of a mantissa.
+        def cut(part: Any) -> Any:
+            return (part.view(np.int32) & ~0x1FFF).view(np.float32)
+
+        high = ((numbers.view(np.int32) + 0x1000) & ~0x1FFF).view(np.float32)
+        low = numbers - high
+        return cut(high), cut(((low.view(np.int32) + 0x1000) & ~0x1FFF).view(np.float32))
+
+    exact = left.astype(np.float64) @ right.T.astype(np.float64)
+    size = np.abs(left).astype(np.float64) @ np.abs(right).T.astype(np.float64)
+    (high, low), (other_high, other_low) = parts(left), parts(right)
+    one = high @ other_high.T
+    three = low @ other_high.T + high @ other_low.T + one
+    assert (np.abs(three - exact) / size).max() < 2**-21
+    assert 2**-16 < (np.abs(one - exact) / size).max() < best_of_halves.ERROR
 
 
 def test_selection_gradient() -> None:
