@@ -8,14 +8,14 @@ import time
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks.report import BENCHMARKS, write_report
 from benchmarks.results import BenchmarkRun, joined, load_run
 from benchmarks.tables import print_run
+from benchmarks.targets import BENCHMARKS
 from memory_store.errors import UsageError
 
 RESULTS = Path("benchmarks/results")
@@ -35,18 +35,15 @@ class Name(StrEnum):
     PLAN = "plan"
     DATA = "data"
     GPU = "gpu"
+    HIT_RATES = "hit_rates"
     ALL = "all"
     REPORT = "report"
 
 
-def run_benchmark(name: str, *, quick: bool, device: str = "cuda") -> BenchmarkRun:
-    """Run one benchmark in this process; `device` is where that of the GPU runs."""
+def run_benchmark(name: str, *, quick: bool, **settings: Any) -> BenchmarkRun:
+    """Run one benchmark in this process; that of the GPU has settings of its own (benchmarks/gpu.py)."""
     module = import_module(f"benchmarks.{name}")
-    if name == Name.GPU:
-        size = module.QUICK if quick else module.FULL
-        on_device: BenchmarkRun = module.run(size, quick=quick, device_name=device)
-        return on_device
-    run: BenchmarkRun = module.run(module.QUICK if quick else module.FULL, quick=quick)
+    run: BenchmarkRun = module.run(module.QUICK if quick else module.FULL, quick=quick, **settings)
     return run
 
 
@@ -73,6 +70,10 @@ def benchmark(
     device: Annotated[
         str, typer.Option(help="Where `gpu` runs: cuda, or cpu at tiny sizes, to show that it works.")
     ] = "cuda",
+    host_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="For `gpu`: memory of a machine that shows less until it is used."),
+    ] = None,
     results: Annotated[
         Path, typer.Option(help="The folder where `all` writes and `report` reads.")
     ] = RESULTS,
@@ -80,13 +81,22 @@ def benchmark(
     """Measure this project against its peers and against the limits of this machine."""
     console = Console()
     if name == Name.REPORT:
+        from benchmarks.report import write_report  # draws pictures, which nothing else needs
+
         console.print(f"Written: {write_report(results, PAGE)}")
         return
     begun = time.perf_counter()
     if name == Name.ALL:
         run = run_all(results, quick=quick)
     else:
-        run = run_benchmark(name, quick=quick, device=device)
+        settings: dict[str, Any] = {}
+        if name == Name.GPU:
+            settings = {
+                "device_name": device,
+                "host_bytes": None if host_memory is None else int(host_memory * 1e9),
+                "keep": (lambda run: None) if json is None else (lambda run: run.save(json)),
+            }
+        run = run_benchmark(name, quick=quick, **settings)
         print_run(run, console)
     console.print(f"{name}: {time.perf_counter() - begun:.0f} s")
     if json is not None:

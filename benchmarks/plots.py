@@ -26,15 +26,16 @@ def draw(run: BenchmarkRun, path: Path) -> Path:
     return path
 
 
-def _lines(axes: Axes, run: BenchmarkRun, what: str, x: str, label: str, **case: str | int) -> None:
+def _lines(
+    axes: Axes, run: BenchmarkRun, what: str, x: str, label: str, colour: str | None = None, **case: str | int
+) -> None:
     """The medians of `what` in the given case against the part `x` of the case, with their quartiles."""
     found = run.find(what, **case)
     if not found:
         return
     at = [int(measurement.case[x]) for measurement in found]
-    (line,) = axes.plot(
-        at, [measurement.median for measurement in found], marker="o", markersize=3, label=label
-    )
+    medians = [measurement.median for measurement in found]
+    (line,) = axes.plot(at, medians, marker="o", markersize=3, label=label, color=colour)
     lows, highs = [measurement.low for measurement in found], [measurement.high for measurement in found]
     axes.fill_between(at, lows, highs, color=line.get_color(), alpha=0.15)
 
@@ -61,17 +62,18 @@ def _cases(run: BenchmarkRun, what: str, part: str) -> list[str]:
 
 
 def _kernels(run: BenchmarkRun, left: Axes, right: Axes) -> None:
+    rates = [found for found in run.measurements if found.unit == "GB/s"]
+    names = list(dict.fromkeys(found.what for found in rates))
     for axes, values in ((left, "float32"), (right, "bfloat16")):
         every = run.find("copy", values=values)
         threads = max((int(measurement.case["threads"]) for measurement in every), default=1)
-        named = [
-            found.what
-            for found in run.measurements
-            if found.unit == "GB/s" and found.case["values"] == values
-        ]
-        for what in dict.fromkeys(named):
-            _lines(axes, run, what, "dim", what, values=values, threads=threads)
+        for number, what in enumerate(names):
+            _lines(axes, run, what, "dim", what, f"C{number}", values=values, threads=threads)
         _finish(axes, f"{values} values, {threads} threads", "row width", "bytes moved (GB/s)", log_y=False)
+        if legend := axes.get_legend():
+            legend.remove()
+    # One for both, beside them: inside it would hide lines.
+    left.figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=7)
 
 
 def _selection(run: BenchmarkRun, left: Axes, right: Axes) -> None:

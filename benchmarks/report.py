@@ -17,10 +17,8 @@ from benchmarks.misses import WHY
 from benchmarks.plots import draw
 from benchmarks.results import BenchmarkRun, Measurement, load_run
 from benchmarks.tables import number
-from benchmarks.targets import TARGETS
+from benchmarks.targets import BENCHMARKS, TARGETS
 from memory_store.errors import UsageError
-
-BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "service", "plan", "data")
 
 _HEAD = """# Performance
 
@@ -136,12 +134,20 @@ def machine_section(machine: Machine) -> str:
     rows = [
         ["processor", f"{machine.cores} cores of {machine.cpu}"],
         ["memory", f"{machine.memory_gib} GiB"],
+        *_gpu_rows(machine),
         ["last-level cache", f"{machine.last_level_cache_mib or 'unknown'} MiB"],
         ["huge pages", machine.huge_pages],
         ["system", f"Linux {machine.kernel}, Python {machine.python}"],
         *([package, found] for package, found in machine.versions.items()),
     ]
     return "## Machine\n\n" + markdown_table(["", ""], rows)
+
+
+def _gpu_rows(machine: Machine) -> list[list[str]]:
+    if (gpu := machine.gpu) is None:
+        return []
+    found = f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_gib} GiB"
+    return [["GPU", found], ["driver, CUDA", f"{gpu.driver}, {gpu.cuda}"]]
 
 
 def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:

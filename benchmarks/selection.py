@@ -85,7 +85,7 @@ def _measure_selection(recorder: Recorder, size: SelectionSize, n: int) -> Measu
         "ours forward + backward": lambda: with_backward(ours, gradient),
         "plain forward + backward": lambda: with_backward(plain, gradient),
     }
-    seconds = paired_seconds(actions, size.repeats)
+    seconds = paired_seconds(actions, size.repeats, equally_long=True)
     for action, samples in seconds.items():
         who, _, passes = action.partition(" ")
         recorder.add("selection", "ms", samples * 1e3, who=who, passes=passes, n=n)
@@ -126,9 +126,8 @@ def _measure_layer(recorder: Recorder, size: SelectionSize, n: int) -> Measureme
     x = torch.randn(size.tokens, size.dim, generator=generator).requires_grad_()
     gradient = torch.randn(size.tokens, size.dim, generator=generator)
     layers_agree(ours, package, x, gradient)
-    seconds = paired_seconds(
-        {"ours": lambda: ours.step(x, gradient), "package": lambda: package.step(x, gradient)}, size.repeats
-    )
+    steps = {"ours": lambda: ours.step(x, gradient), "package": lambda: package.step(x, gradient)}
+    seconds = paired_seconds(steps, size.repeats, equally_long=True)
     for who, samples in seconds.items():
         recorder.add("layer", "ms", samples * 1e3, who="product-key-memory" if who == "package" else who, n=n)
     return recorder.add("product-key-memory / ours", "ratio", seconds["package"] / seconds["ours"], n=n)

@@ -28,8 +28,9 @@ def spread(measurement: Measurement) -> str:
 def print_run(run: BenchmarkRun, console: Console) -> None:
     """Print one run."""
     machine = run.machine
+    gpu = f", {machine.gpu.name}" if machine.gpu else ""
     console.print(
-        f"{run.benchmark} on {machine.cores} cores of {machine.cpu}, load {machine.load_average} at the start"
+        f"{run.benchmark} on {machine.cores} cores of {machine.cpu}{gpu}, load {machine.load_average} at the start"
         f"{', quick' if run.quick else ''}"
     )
     measurements = Table("measurement", "unit", *(_right("median"), _right("quartiles"), _right("repeats")))
@@ -49,6 +50,10 @@ def print_run(run: BenchmarkRun, console: Console) -> None:
                 target.ratio, "", target.bound_text, f"[yellow]missing: {run.missing[target.ratio]}"
             )
     console.print(ratios)
+    named = {target.ratio for target in TARGETS}
+    for name, reason in run.missing.items():
+        if name not in named:
+            console.print(f"left out: {name}: {reason}", markup=False)
 
 
 def _right(title: str) -> Column:

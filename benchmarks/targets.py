@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Those of docs/performance.md.
+BENCHMARKS = ("kernels", "selection", "transport", "step", "scaling", "durability", "service", "plan", "data")
+
 
 @dataclass(frozen=True)
 class Target:

@@ -57,7 +57,8 @@ class Batch:
 class TrainedModel:
     """A model with what its step needs. `apply` moves what is not in the dense optimizer; `settle` waits for it.
 
-    With `keeps_gradients` they are set to zero instead of being given up, as compiled blocks need it.
+    With `keeps_gradients` they are set to zero instead of being given up, as compiled blocks need it. `precision` makes what
+    the forward pass runs in, for example torch.autocast.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class TrainedModel:
         settle: Callable[[], None] = lambda: None,
         *,
         keeps_gradients: bool = False,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._keeps_gradients = keeps_gradients
+        self._keeps_gradients, self._precision = keeps_gradients, precision
         self._model, self._dense, self._apply, self.settle = model, dense, apply, settle
         self._optimizer = torch.optim.AdamW(dense, LEARNING_RATE, betas=BETAS, weight_decay=0.0)
 
@@ -77,7 +79,7 @@ class TrainedModel:
         """One training step, as workers/training.py makes it; returns the loss. `part` is entered round each of its parts."""
         self._model.train()
         self._optimizer.zero_grad(set_to_none=not self._keeps_gradients)
-        with part("forward"):
+        with part("forward"), self._precision():
             loss = self._model.loss(batch.tokens, batch.targets)
         with part("backward"):
             loss.backward()  # type: ignore[no-untyped-call]

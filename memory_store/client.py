@@ -9,12 +9,12 @@ rows that are older or newer than it thinks. Row gradients are on their way whil
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -33,6 +33,7 @@ from memory_store.lookups import (
     Lookup,
     LookupKind,
     access_sums,
+    added_sums,
     cheaper,
     joined_rows,
     shard_slices,
@@ -89,8 +90,9 @@ class StoreClient:
         self.on_read_in_place: Callable[[str, int, int, float], None] | None = None
         # Told when the tables are at another version: by a step (False), or because they were replaced (True).
         self.on_change: list[Callable[[bool], None]] = []
-        # Called when a step's contributions are about to be waited for: who has held some back sends them then.
-        self.before_commit: list[Callable[[], None]] = []
+        # Told when a step's contributions are to be waited for (False), or dropped (True), by who sends some in a thread.
+        self.before_change: list[Callable[[bool], None]] = []
+        self._numbering = threading.Lock()  # that what is sent is sent in the order of its numbers
 
     def table(self, name: str) -> TableHandle:
         """The table called `name`. Raises StoreError if there is none."""
@@ -118,6 +120,8 @@ class StoreClient:
 
     def join(self, sender: m.Sender, writers: int) -> None:
         """Write as `sender`, a member of a group that was opened by `take_over`."""
+        for told in self.before_change:
+            told(True)
         self.sender, self.writers = sender, writers
         self._seq = [0] * len(self._carriers)
         self._contributions = [0] * len(self._carriers)
@@ -163,9 +167,12 @@ class StoreClient:
         return finish
 
     def _replace(self, make: type[m.Initialise] | type[m.LoadCut], **parts: Any) -> None:
+        for told in self.before_change:
+            told(True)
         requests = []
         for shard in range(len(self._carriers)):
             self._seq[shard] += 1
+            self._contributions[shard] = 0  # the shards forget them
             requests.append(make(sender=self.sender, seq=self._seq[shard], **parts))
         futures = [
             carrier.submit(request, CUT_TIMEOUT_S)
@@ -208,8 +215,7 @@ class StoreClient:
                 return rows
 
             return self._read_in_place(self._mapped, spec, addresses.size, gather)
-        edges = np.searchsorted(addresses, self.bounds[spec.name])
-        parts = [addresses[begin:end] for begin, end in pairwise(edges)]
+        parts = [addresses[part] for part in shard_slices(addresses, self.bounds[spec.name])]
         nothing, no_sums = np.empty(0, dtype=np.uint32), np.empty(0, dtype=spec.compute_dtype)
         futures = self._send([m.Fetch(spec.name, self.version, False, p, nothing, no_sums) for p in parts])
 
@@ -272,23 +278,19 @@ class StoreClient:
 
         def finish() -> Lookup:
             with self.waiting():
-                first, *others = (expect(future, m.Rows).values for future in futures)
-            output: FloatArray = sum(others, start=first)
+                output = added_sums([expect(future, m.Rows).values for future in futures])
             return PooledLookup(self, version, keep, entries, output, number, parts)
 
         return finish
 
     def _fetch(self, spec: TableSpec, entries: Entries, *, keep: bool, track: bool) -> Waiting[Lookup]:
         groups = group_by_address(entries.addresses)
-        accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
-        weight_sums = np.empty(accesses.size, dtype=spec.compute_dtype)
-        if track:
-            access_sums(groups.starts, groups.order, entries.weights, accesses, weight_sums)
-        version, slices = self.version, shard_slices(groups, entries.bounds)
+        accesses, weight_sums = access_sums(groups, entries.weights, track)
+        version = self.version
         futures = self._send(
             [
                 m.Fetch(spec.name, version, track, groups.addresses[part], accesses[part], weight_sums[part])
-                for part in slices
+                for part in shard_slices(groups.addresses, entries.bounds)
             ]
         )
 
@@ -296,20 +298,20 @@ class StoreClient:
             with self.waiting():
                 fetched = [expect(future, m.Rows).values for future in futures]
             rows = FetchedRows(entries, groups, joined_rows(fetched))
-            return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows, slices)
+            return FetchedLookup(self, version, keep, entries, rows.pooled(), spec.name, rows)
 
         return finish
 
     # ---- updates -------------------------------------------------------------------------------------------
 
     def contribute(self, shard: int, make: Contributing, **parts: Any) -> Future[m.Reply]:
-        """Send one contribution to the step under way to a shard, numbered; `step` waits for it."""
-        self._seq[shard] += 1
-        self._contributions[shard] += 1
-        request = make(sender=self.sender, seq=self._seq[shard], step=self.version, **parts)
-        future = self._carriers[shard].submit(request, self._timeout_s)
-        self._unconfirmed.append(future)
-        return future
+        """Send one contribution to the step under way to a shard, numbered; `step` waits for it. Usable from many threads."""
+        with self._numbering:
+            self._seq[shard] += 1
+            self._contributions[shard] += 1
+            request = make(sender=self.sender, seq=self._seq[shard], step=self.version, **parts)
+            self._unconfirmed.append(self._carriers[shard].submit(request, self._timeout_s))
+            return self._unconfirmed[-1]
 
     def replace_rows(self, table: str, rows: NDArray[np.int64], values: FloatArray) -> None:
         """Put `values` `[U, D]` in the place of distinct rows int64 `[U]` at the end of the step under way.
@@ -320,9 +322,7 @@ class StoreClient:
         addresses = addresses_of(rows, spec.rows)
         order = np.argsort(addresses)
         addresses, values = addresses[order], np.ascontiguousarray(values[order], dtype=spec.compute_dtype)
-        edges = np.searchsorted(addresses, self.bounds[table])
-        for shard, (begin, end) in enumerate(pairwise(edges)):
-            part = slice(int(begin), int(end))
+        for shard, part in enumerate(shard_slices(addresses, self.bounds[table])):
             self.contribute(shard, m.ReplaceRows, table=table, addresses=addresses[part], values=values[part])
 
     def step(
@@ -361,8 +361,8 @@ class StoreClient:
     def refusal(self) -> NonFiniteGradientError | None:
         """Wait for the contributions to this step; how a shard refused one that was not finite, if one did."""
         refusal = None
-        for send in self.before_commit:
-            send()
+        for told in self.before_change:
+            told(False)
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for future in unconfirmed:
             try:

@@ -25,7 +25,7 @@ from memory_store.compilation import compiled
 from memory_store.errors import StoreError
 from memory_store.grouping import Groups, count_distinct
 from memory_store.kernels import FloatArray, pool_rows, weight_gradients
-from memory_store.optimizers import Contributions, sum_by_row
+from memory_store.optimizers import Contributions
 from memory_store.placement import addresses_of
 from memory_store.reused_memory import empty
 from memory_store.table_spec import TableSpec
@@ -166,6 +166,17 @@ def split_entries(entries: Entries) -> list[ShardEntries]:
     return [ShardEntries(offsets[shard], entry[starts[shard] : starts[shard + 1]]) for shard in range(shards)]
 
 
+def added_sums(parts: Sequence[FloatArray]) -> FloatArray:
+    """The sum of the shards' partial sums `[T, D]`, in shard order."""
+    if len(parts) == 1:
+        return parts[0]
+    whole: FloatArray = empty(parts[0].shape, parts[0].dtype)
+    np.add(parts[0], parts[1], out=whole)
+    for part in parts[2:]:
+        whole += part
+    return whole
+
+
 # ---- fetch -------------------------------------------------------------------------------------------------
 
 
@@ -189,21 +200,18 @@ class FetchedRows:
         weight_gradients(self.values, 0, self.entries.offsets, self._inverse(), output_gradient, out)
         return out
 
-    def row_gradients(self, output_gradient: FloatArray) -> FloatArray:
-        """`[U, D]`: the summed gradient of every distinct row."""
-        return sum_by_row(
-            Contributions.grouped(
-                self.groups, self.entries.token_of_entry(), self.entries.weights, output_gradient
-            )
-        )
+    def contributions(self, output_gradient: FloatArray) -> Contributions:
+        """What the gradient of every distinct row is made of."""
+        token_of_entry = self.entries.token_of_entry()
+        return Contributions.grouped(self.groups, token_of_entry, self.entries.weights, output_gradient)
 
     def _inverse(self) -> NDArray[np.uint32]:
         return self.groups.group_of_entry().view(np.uint32)
 
 
-def shard_slices(groups: Groups, bounds: NDArray[np.int64]) -> list[slice]:
-    """Which of the distinct addresses belong to each shard; they are sorted, so every shard has one slice."""
-    edges = np.searchsorted(groups.addresses, bounds)
+def shard_slices(addresses: NDArray[np.uint32], bounds: NDArray[np.int64]) -> list[slice]:
+    """Which of the distinct, rising addresses belong to each shard: they are sorted, so every shard has one slice."""
+    edges = np.searchsorted(addresses, bounds)
     return [slice(int(begin), int(end)) for begin, end in pairwise(edges)]
 
 
@@ -215,8 +223,17 @@ def joined_rows(parts: Sequence[FloatArray]) -> FloatArray:
     return np.concatenate(parts, out=whole)
 
 
+def access_sums(groups: Groups, weights: FloatArray, track: bool) -> tuple[NDArray[np.uint32], FloatArray]:
+    """Accesses `[U]` and weight sums `[U]` of the distinct rows; both empty unless they are to be tracked."""
+    accesses = np.empty(groups.addresses.size if track else 0, dtype=np.uint32)
+    weight_sums = np.empty(accesses.size, dtype=weights.dtype)
+    if track:
+        _access_sums(groups.starts, groups.order, weights, accesses, weight_sums)
+    return accesses, weight_sums
+
+
 @compiled()
-def access_sums(
+def _access_sums(
     starts: NDArray[np.int32],
     order: NDArray[np.int32],
     weights: FloatArray,

@@ -18,19 +18,41 @@ from memory_store import messages as m
 from memory_store.calls import Waiting, expect
 from memory_store.errors import NonFiniteGradientError, StoreError
 from memory_store.kernels import FloatArray, weight_gradients
-from memory_store.lookups import Entries, FetchedRows, ShardEntries, split_entries
+from memory_store.lookups import Entries, FetchedRows, ShardEntries, shard_slices, split_entries
+from memory_store.optimizers import Contributions, sum_by_row
 from memory_store.reused_memory import empty
 
 Contributing = type[m.RowGradient] | type[m.PoolGradient] | type[m.EntryGradient] | type[m.ReplaceRows]
 
 
-class Contributor(Protocol):
+class Versioned(Protocol):
+    version: int
+
+
+class Contributor(Versioned, Protocol):
     """Who takes contributions to the step under way: the client."""
 
-    version: int
     waiting: Callable[[], AbstractContextManager[object]]
 
     def contribute(self, shard: int, make: Contributing, **parts: Any) -> Future[m.Reply]: ...
+
+
+class BackwardOnce:
+    """A lookup has one backward pass, if it was made with keep, and before the tables leave its version."""
+
+    def __init__(self, client: Versioned, version: int, keep: bool) -> None:
+        self._client, self._version, self._awaited = client, version, keep
+
+    def begin(self) -> None:
+        """The backward pass begins. Raises StoreError if it must not."""
+        if not self._awaited:
+            raise StoreError("This lookup was made without keep, or its backward pass has run already.")
+        if self._version != self._client.version:
+            raise StoreError(
+                f"This lookup was made at version {self._version}, the tables are at {self._client.version}: "
+                "run the backward pass before the step."
+            )
+        self._awaited = False
 
 
 class OpenLookup(ABC):
@@ -41,8 +63,7 @@ class OpenLookup(ABC):
     ) -> None:
         self.output = output
         self._client = client
-        self._version = version
-        self._awaits_backward = keep
+        self._backward = BackwardOnce(client, version, keep)
         self._shape = (entries.tokens, entries.per_token)
 
     @abstractmethod
@@ -54,19 +75,12 @@ class OpenLookup(ABC):
         return self.begin_backward(output_gradient)()
 
     def _checked(self, output_gradient: FloatArray) -> FloatArray:
-        if not self._awaits_backward:
-            raise StoreError("This lookup was made without keep, or its backward pass has run already.")
-        if self._version != self._client.version:
-            raise StoreError(
-                f"This lookup was made at version {self._version}, the tables are at {self._client.version}: "
-                "run the backward pass before the step."
-            )
         if output_gradient.shape != self.output.shape:
             raise StoreError(
                 f"A gradient {output_gradient.shape} came for an output {self.output.shape}; "
                 "they must have one shape."
             )
-        self._awaits_backward = False
+        self._backward.begin()
         return np.ascontiguousarray(output_gradient, dtype=self.output.dtype)
 
 
@@ -99,7 +113,7 @@ class PooledLookup(OpenLookup):
                 ]
             if self._parts[0].entry is None:
                 return replies[0].reshape(self._shape)
-            whole = np.empty(sum(reply.size for reply in replies), dtype=gradient.dtype)
+            whole = empty((sum(reply.size for reply in replies),), gradient.dtype)
             for part, reply in zip(self._parts, replies, strict=True):
                 whole[part.entry] = reply
             return whole.reshape(self._shape)
@@ -115,6 +129,21 @@ def _gradient(future: Future[m.Reply], entries: int, like: FloatArray) -> FloatA
         return np.full(entries, np.nan, dtype=like.dtype)
 
 
+def contribute_rows(
+    client: Contributor, table: str, bounds: NDArray[np.int64], contributions: Contributions
+) -> None:
+    """Sum up the gradient of every row, and send it to the row's shard; bounds int64 `[S + 1]`: see `Entries`."""
+    gradients = sum_by_row(contributions)
+    for shard, part in enumerate(shard_slices(contributions.addresses, bounds)):
+        client.contribute(
+            shard,
+            m.RowGradient,
+            table=table,
+            addresses=contributions.addresses[part],
+            gradients=gradients[part],
+        )
+
+
 class FetchedLookup(OpenLookup):
     def __init__(
         self,
@@ -125,22 +154,13 @@ class FetchedLookup(OpenLookup):
         output: FloatArray,
         table: str,
         rows: FetchedRows,
-        slices: list[slice],
     ) -> None:
         super().__init__(client, version, keep, entries, output)
-        self._table, self._rows, self._slices = table, rows, slices
+        self._table, self._rows, self._bounds = table, rows, entries.bounds
 
     def begin_backward(self, output_gradient: FloatArray) -> Waiting[FloatArray]:
         gradient = self._checked(output_gradient)
-        row_gradients = self._rows.row_gradients(gradient)
-        for shard, part in enumerate(self._slices):
-            self._client.contribute(
-                shard,
-                m.RowGradient,
-                table=self._table,
-                addresses=self._rows.groups.addresses[part],
-                gradients=row_gradients[part],
-            )
+        contribute_rows(self._client, self._table, self._bounds, self._rows.contributions(gradient))
         return lambda: self._rows.weight_gradient(gradient).reshape(self._shape)
 
 

@@ -235,7 +235,7 @@ def _update(
 def sum_by_row(contributions: Contributions) -> FloatArray:
     """The summed gradient of every touched row: `[U, D]`, in the order of `addresses`."""
     vectors = contributions.vectors
-    out = np.empty((contributions.addresses.size, vectors.shape[1]), dtype=vectors.dtype)
+    out = empty((contributions.addresses.size, vectors.shape[1]), vectors.dtype)
     _sum_rows(contributions.starts, contributions.vector_numbers, contributions.weights, vectors, out)
     return out
 

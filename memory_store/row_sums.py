@@ -149,17 +149,18 @@ def inner_products(
 ) -> tuple[Any, Callable[..., Any]]:
     """A tuple: for each of `entries`, a tuple, <vectors[vector], row addresses[entry] of `values`>.
 
-    Row 0 of `values` has the address `first`.
+    Row 0 of `values` has the address `first`. Only one of both is bfloat16.
     """
     check_contiguous(vectors, values, addresses)
-    result = types.UniTuple(vectors.dtype, entries.count)  # type: ignore[no-untyped-call]
+    computed = values.dtype if vectors.dtype == types.uint16 else vectors.dtype
+    result = types.UniTuple(computed, entries.count)  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         code = Generation(context, builder, signature, arguments)
         common, chosen = code.row(0, code.index(1)), code.members(5)
         rows = code.named_rows(2, 3, 4, chosen)
         following = code.named_rows(2, 3, 4, code.later(4, chosen))
-        zero = context.get_value_type(vectors.dtype)(0)
+        zero = context.get_value_type(computed)(0)
         totals = [_totals(code, zero) for _ in rows]
 
         def add(column: Any, count: int) -> None:

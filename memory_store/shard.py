@@ -43,6 +43,7 @@ from memory_store.log_records import (
 )
 from memory_store.optimizers import Contributions
 from memory_store.placement import BUCKETS, Placement
+from memory_store.pooled_gradient import differentiate
 from memory_store.request_checks import (
     check_commit,
     check_entries,
@@ -53,7 +54,7 @@ from memory_store.request_checks import (
     check_replayed,
     checked_contribution,
 )
-from memory_store.steps import Contribution, WriterGroup, token_of_entry
+from memory_store.steps import Contribution, WriterGroup
 from memory_store.table import TablePart, allocated, apply_step
 from memory_store.table_spec import TableSpec
 
@@ -229,12 +230,11 @@ class ShardCore:
         part = self.tables[kept.table]
         check_gradient(part, gradient, kept.offsets.size - 1)
         # Made before the contribution is taken, which may complete the step and change the rows.
-        reply = m.WeightGradient(part.weight_gradient(kept.offsets, kept.addresses, gradient))
+        weight_gradient, contribution = differentiate(part, kept, gradient)
         if not known:
             check_finite(part, kept.weights)
-            tokens = token_of_entry(kept.offsets)
-            self._take(request, Contribution(kept.table, kept.addresses, tokens, kept.weights, gradient))
-        return reply
+            self._take(request, contribution)
+        return m.WeightGradient(weight_gradient)
 
     def _contribute(self, request: m.RowGradient | m.EntryGradient | m.ReplaceRows) -> m.Done:
         self.group.check(request.sender)

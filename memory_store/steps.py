@@ -26,7 +26,8 @@ from memory_store.optimizers import Contributions
 class Contribution:
     """One part of a writer's gradient to a table.
 
-    Entry e adds weights[e] * vectors[vector_of_entry[e]] to row addresses[e].
+    Entry e adds weights[e] * vectors[vector_of_entry[e]] to row addresses[e]. `grouped` is the same, grouped by row, if
+    that has been made already.
     """
 
     table: str
@@ -34,6 +35,14 @@ class Contribution:
     vector_of_entry: NDArray[np.int32]
     weights: FloatArray
     vectors: FloatArray
+    grouped: Contributions | None = None
+
+    def by_row(self) -> Contributions:
+        """See `grouped`."""
+        if self.grouped is not None:
+            return self.grouped
+        groups = group_by_address(self.addresses)
+        return Contributions.grouped(groups, self.vector_of_entry, self.weights, self.vectors)
 
 
 def token_of_entry(offsets: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -162,10 +171,7 @@ class WriterGroup:
         if not parts:
             return None
         if len(parts) == 1:
-            (part,) = parts
-            return Contributions.grouped(
-                group_by_address(part.addresses), part.vector_of_entry, part.weights, part.vectors
-            )
+            return parts[0].by_row()
         starts = np.cumsum([0] + [part.vectors.shape[0] for part in parts])
         vector_of_entry = np.concatenate(
             [part.vector_of_entry + np.int32(start) for part, start in zip(parts, starts, strict=False)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from memory_store.arena import Arena, padded
 from memory_store.initialization import clear, fill_normal
-from memory_store.kernels import FloatArray, gather_rows, pool_rows, weight_gradients
+from memory_store.kernels import FloatArray, gather_rows, pool_rows
 from memory_store.log_records import LoggedStep
 from memory_store.optimizers import Contributions, RowState, update_rows
 from memory_store.placement import BUCKETS, Placement, bucket_capacity, bucket_rows, rows_of
@@ -149,14 +149,6 @@ class TablePart:
         """The weighted sums of rows: `[T, D]`; token t has the entries offsets[t] to offsets[t + 1]."""
         out = empty((offsets.size - 1, self.spec.dim), self.spec.compute_dtype)
         pool_rows(self.values, self.first_address, offsets, addresses, weights, out)
-        return out
-
-    def weight_gradient(
-        self, offsets: NDArray[np.int32], addresses: NDArray[np.uint32], output_gradient: FloatArray
-    ) -> FloatArray:
-        """The gradient of the weights given to `pool`: `[N]`, for the gradient `[T, D]` of its output."""
-        out = empty((addresses.size,), self.spec.compute_dtype)
-        weight_gradients(self.values, self.first_address, offsets, addresses, output_gradient, out)
         return out
 
     def update(self, contributions: Contributions, *, step: int, learning_rate: float, scale: float) -> None:

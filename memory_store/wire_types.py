@@ -25,7 +25,7 @@ WireType = Literal["float32", "bfloat16"]
 
 def narrow(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The bfloat16 bit patterns nearest to `numbers` (flat, contiguous)."""
-    out = np.empty(numbers.size, dtype=np.uint16)
+    out = empty((numbers.size,), np.uint16)
     _narrow(numbers.view(np.uint32), out)
     return out
 

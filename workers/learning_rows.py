@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from memory_store.errors import UsageError
+from workers.gpu.transfers import transfers
 from workers.memory_layer import MemoryLayer
 from workers.run_folder import RunFolder
 
@@ -34,11 +35,13 @@ class LearningRows:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """rows int64 `[T, M]` -> bool `[T, M]`. Rows with equal TF-IDF rank by their number."""
-        read, place, accesses = np.unique(rows.cpu().numpy(), return_inverse=True, return_counts=True)
+        copies = transfers(rows.device)
+        (rows_here,) = copies.to_host(rows)()
+        read, place, accesses = np.unique(rows_here, return_inverse=True, return_counts=True)
         score = accesses / max(1, rows.numel()) * self.idf[read]
         learns = np.zeros(read.size, dtype=bool)
         learns[np.argsort(-score, kind="stable")[: self.count]] = True
-        return torch.from_numpy(learns[place].reshape(rows.shape)).to(rows.device)
+        return copies.to_device(learns[place].reshape(rows.shape))
 
 
 class BatchCount:

@@ -32,7 +32,7 @@ def begin_lookup(
 
     The sums have the type and device of the weights. With gradients enabled, the rows' gradients are
     collected even where the weights need none (a frozen model whose table learns). With `learning`, bool `[T, M]`, only
-    its entries have gradients: of their rows and of their weights. `track` counts the accesses. Raises what
+    its entries, at least one, have gradients: of their rows and of their weights. `track` counts the accesses. Raises what
     `TableHandle.begin_lookup` and its wait raise.
     """
     keep = torch.is_grad_enabled()
@@ -56,10 +56,11 @@ def _begin_partly_learning(
     """The sums of all entries, from one lookup, with the gradient of the learning ones, from another."""
     with torch.no_grad():
         whole = begin_lookup(table, rows, weights, track=track)
-    if not learning.any():
+    if not learning.numel():
         return whole
-    # The others' places are taken by a row that learns anyway, with weight 0.
-    a_row = rows[learning][0]
+    # The others' places are taken by a row that learns anyway, with weight 0; found without asking the device for a number.
+    first = learning.flatten().int().argmax(0, keepdim=True)
+    a_row = rows.flatten()[first]
     part = begin_lookup(table, torch.where(learning, rows, a_row), torch.where(learning, weights, 0.0))
 
     def take() -> Tensor:
@@ -115,6 +116,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
         ctx.exchange, ctx.found = exchange, exchange.sums()
+        del exchange.sums  # it holds what the shards have answered
         output: Tensor = ctx.found.output.to(ticket)
         return output
 

@@ -50,7 +50,8 @@ class MemoryLayer(nn.Module):
     `optimizer.step`. `seed` decides the first weights and must differ between the layers of a model.
 
     `count_uses` counts which sub-keys are selected in training (see revival.py).
-    `choose_learning`, given the rows int64 `[T, M]` of a batch, says which of them learn, bool `[T, M]` (learning_rows.py).
+    `choose_learning`, given the rows int64 `[T, M]` of a batch, says which of them, at least one, learn, bool `[T, M]`
+    (learning_rows.py).
     `track_access` counts accesses at the shards (for evaluation); `on_select` is told, while the layer trains, which keys
     it selects, int64 `[T, heads, k]`. `ablation` shows whether the memory
     matters: "zero" puts its output to zero, "shuffle" reads other rows than were selected, the same ones

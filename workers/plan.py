@@ -32,23 +32,20 @@ core-seconds / C. Backward takes two thirds of a dense pass, and each layer an e
 for the last bucket of 25 MiB.
 
 **GPUs.** Each trainer has one of its own, and waits for what lookups put on PCIe (plan_device.py). It goes on while gradients
-that need no answer cross, with placement cached, and while copies are asked for again, until the first memory.
+that need no answer cross and are summed by row, with placement cached, and while copies are asked for again, until the first
+memory. GPUs of a host exchange by their own link what the all-reduce and parts of a table need, others over the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from memory_store.errors import UsageError
-from memory_store.placement import Placement
-from memory_store.table import part_bytes
-from memory_store.table_spec import TableSpec
 from workers.job_spec import JobSpec
 from workers.plan_costs import Calibration, ClientCosts, Cost, ShardCosts
-from workers.plan_device import DeviceMemory, Gpu, crossing, device_memory
-from workers.plan_sizes import Sizes, expected_distinct
+from workers.plan_device import DeviceMemory, Gpu, crossing, device_memory, exchange
+from workers.plan_sizes import Sizes, expected_distinct, shard_bytes
 
 PAYLOAD_SHARE = 1448 / 1538  # of an Ethernet frame of 1500 bytes with its gaps; the rest is headers
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's bucket_cap_mb
@@ -115,15 +112,6 @@ class Plan:
 def chosen_lookup(tokens: int, shards: int, entries: int, distinct: float) -> Literal["pool", "fetch"]:
     """The lookup that the client takes for a call; see `memory_store.lookups.cheaper`."""
     return "pool" if tokens * shards < entries and distinct > tokens * shards else "fetch"
-
-
-def shard_bytes(tables: Sequence[TableSpec], shards: int) -> int:
-    """Bytes of table memory of the fullest shard."""
-    placement = Placement.even(shards)
-    return max(
-        sum(sum(part_bytes(table, placement, shard)) for table in tables)
-        for shard in {0, shards - 1, shards // 2}
-    )
 
 
 def check_network(job: JobSpec, network: Network) -> None:
@@ -208,13 +196,18 @@ class _Planner:
         s, parameters = self._sizes, self._costs.dense.parameters
         size = 4 * parameters * 2 * (s.W - 1) / s.W
         last_bucket = min(1.0, BUCKET_BYTES / (4 * parameters))
-        rate = self._network.bytes_per_second
-        # Inside a host there is no better figure than that of messages over loopback.
-        seconds = (
-            self._transfer(size, self._costs.wire.sent) if rate is None else size / (rate * PAYLOAD_SHARE)
-        )
+        seconds = self._between_trainers(size)
         backward = BACKWARD_SHARE * self._dense_seconds(self._costs.dense.forward_backward_s)
         return Part("dense all-reduce", 2 * size, seconds, max(last_bucket * seconds, seconds - backward))
+
+    def _between_trainers(self, size: float) -> float:
+        """Seconds for what a trainer sends to the others by their collectives, as much as it receives."""
+        if self._network.bytes_per_second is not None:
+            return size / (self._network.bytes_per_second * PAYLOAD_SHARE)
+        if self._gpu is not None:
+            return size / self._gpu.peer_bytes_per_second
+        # Between CPUs of a host there is no better figure than that of messages over loopback.
+        return self._transfer(size, self._costs.wire.sent)
 
     def _slack(self, share: float) -> float:
         """Seconds of a micro-batch's pass (its `share` of forward and backward) spent below the first memory."""
@@ -273,16 +266,14 @@ class _Planner:
         s, device = self._sizes, self._costs.device
         assert device is not None
         row_bytes, missing = s.b * s.D, (1 - s.f) * s.U
-        found = self._at_trainers(s.N, client.choose, client.group) + self._at_shards(
-            missing, shard.fetch_row
-        )
+        sums = self._lookups * self._at_trainers(s.N, client.sum_fetched)
+        behind = s.A * self._slack(BACKWARD_SHARE) if self._gpu is not None else 0.0
+        fetched, on_device = self._at_shards(missing, shard.fetch_row), device.group_s + device.pool_s
         return (
-            self._part("lookup: kernel", found + self._dense_seconds(s.N * device.pool_s)),
+            self._part("lookup: kernel", fetched + self._dense_seconds(s.N * on_device)),
             self._called("lookup: wire", 4 * missing, row_bytes * missing),
-            self._part(
-                "backward: kernel",
-                self._at_trainers(s.N, client.sum_fetched) + self._dense_seconds(s.N * device.weigh_s),
-            ),
+            self._part("backward: kernel", self._dense_seconds(s.N * device.weigh_s)),
+            Part("backward: row sums", 0, sums, max(0.0, sums - behind)),
             self._sent_behind("backward: wire", (4 + row_bytes) * s.U),
             self._copies(shard),
             self._row_update(s.U, shard.take_row, shard.update_row),
@@ -307,13 +298,20 @@ class _Planner:
         return tables * s.f * (s.K if s.W > 1 else touched)
 
     def _on_the_device(self, client: ClientCosts, shard: ShardCosts) -> tuple[Part, ...]:
-        device = self._costs.device
+        s, device = self._sizes, self._costs.device
         assert device is not None
-        return (
-            self._part("lookup: kernel", self._sizes.N * device.pool_s),
-            self._part("backward: kernel", self._sizes.N * device.weigh_s),
-            self._part("row update", self._sizes.N * device.update_s),
-        )
+        entries = self._dense_seconds(s.W * s.N)  # those of all trainers, at each
+        parts = [
+            self._part("lookup: kernel", entries * device.pool_s),
+            self._part("backward: kernel", entries * device.weigh_s),
+            self._part("row update", entries * device.update_s),
+        ]
+        told = exchange(s)
+        for name, size in ("lookup: other GPUs", told.forward), ("backward: other GPUs", told.backward):
+            if size:
+                seconds = self._lookups * self._between_trainers(size)
+                parts.append(Part(name, 2 * self._lookups * size, seconds, seconds))
+        return tuple(parts)
 
     # ---- PCIe ------------------------------------------------------------------------------------------------
 
@@ -327,13 +325,13 @@ class _Planner:
         forward = count * (crossed.asked + crossed.answered)
         if forward:
             parts.append(Part("lookup: PCIe", forward, forward / rate, forward / rate))
-            backward = count * (crossed.gradient + crossed.weight_gradient)
+            backward = count * (crossed.entries + crossed.gradient + crossed.weight_gradient)
             waits = 0.0
             if s.placement == "cached":
                 waits = s.A * self._slack(BACKWARD_SHARE)
             parts.append(Part("backward: PCIe", backward, backward / rate, max(0.0, backward / rate - waits)))
         if s.placement == "cached":
-            again = (4 * s.D + 8) * self._stale_copies()
+            again = (4 * s.D + 4) * self._stale_copies()
             waits = self._slack(1 - BACKWARD_SHARE)
             parts.append(Part("copies: PCIe", again, again / rate, max(0.0, again / rate - waits)))
         return tuple(parts)

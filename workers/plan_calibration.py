@@ -18,6 +18,7 @@ from memory_store.client import StoreClient
 from memory_store.grouping import group_by_address
 from memory_store.kernels import pool_rows, weight_gradients
 from memory_store.lookups import Entries, FetchedRows, cheaper, split_entries
+from memory_store.optimizers import sum_by_row
 from memory_store.placement import Placement, addresses_of
 from workers.job_spec import JobSpec
 from workers.memory_layer import MemoryLayer
@@ -179,7 +180,7 @@ def client_costs(job: JobSpec) -> ClientCosts:
         ("read", read),
         ("weigh", weigh),
         ("pool fetched", lambda: fetched.pooled()),
-        ("sum fetched", lambda: fetched.row_gradients(gradient)),
+        ("sum fetched", lambda: sum_by_row(fetched.contributions(gradient))),
         ("weigh fetched", lambda: fetched.weight_gradient(gradient)),
     )
 

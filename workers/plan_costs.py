@@ -87,8 +87,9 @@ class ClientCosts:
 
 @dataclass(frozen=True)
 class DeviceCosts:
-    """Seconds for an entry on a trainer's own device: rows pooled, the weights' gradient, rows updated."""
+    """Seconds for an entry on a trainer's own device: grouped by row, pooled, the weights' gradient, rows updated."""
 
+    group_s: float
     pool_s: float
     weigh_s: float
     update_s: float

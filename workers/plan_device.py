@@ -1,24 +1,30 @@
 """What a job takes of the device of each trainer: memory, and bytes over PCIe. Letters are those of plan.py.
 
-**Memory.** Tables: with placement gpu, for each address of the buckets the bytes of the values, 4 for a number of state and
-4 for the step of the last update; with cached, C = min(cached_rows, K) rows of 4 D bytes. The dense part takes 16 bytes a
-parameter: weight, gradient, two moments. Activations are what autograd keeps of a micro-batch, counted while the model is
-timed. Besides, a lookup holds until its backward pass
+**Memory.** Tables: with placement gpu, for each address of the device's buckets (1024 / W) the bytes of the values, 4 for a
+number of state and 4 for the step of the last update; with cached, C = min(cached_rows, K) rows of 4 D bytes. The dense part
+takes 16 bytes a parameter: weight, gradient, two moments. Activations are what autograd keeps of a micro-batch, counted while
+the model is timed. Besides, a lookup holds until its backward pass
 
     host     4 T D                       the sums
     cached   4 T D + 4 U D + 8 N         and the different rows, and which of them each entry is
-    gpu      4 T D + 12 N                and rows and weights; from then to the step 4 T D + 20 N
+    gpu      4 T D + 12 W N              and rows and weights of all trainers, and W N more if W > 1, which rows are here;
+                                         from then to the step W (4 T D + 20 N)
 
 What the allocator and the libraries take besides is not counted.
 
 **PCIe** bytes of a lookup and its backward pass, f being the share of different rows that have copies, C / K:
 
     host     out: 12 N, then 4 T D       in: 4 T D, then 4 N
-    cached   out: 12 N, then 4 T D       in: 4 N + 8 (1 + f) U + 4 (1 - f) U D
+    cached   out: 4 N + 8, then 4 T D    in: 4 (2 - f) U + 4 (1 - f) U D
     gpu      none
 
-With cached, moreover, the copies that a step has touched come in again, 4 D + 8 bytes each: f times the different rows of all
-lookups of the step, and all C of each table with several trainers. The batch comes in with 16 bytes a token.
+With cached, 8 N + 4 (U + 1) bytes that only the backward pass needs go out behind the lookup, and the copies that a step has
+touched come in again, 4 D + 4 bytes each: f times the different rows of all lookups of the step, and all C of each table with
+several trainers. The batch comes in with 16 bytes a token.
+
+**Between GPUs**, with placement gpu, each trainer sends and receives for a lookup and its backward pass
+
+    gpu      (W - 1) (12 N + 4 T D), then (W - 1) (4 T D + 4 N)
 """
 
 from __future__ import annotations
@@ -38,10 +44,18 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Every trainer's own. `memory_bytes` is None where it isn't known; `pcie_bytes_per_second` in each direction."""
+    """Every trainer's own. `memory_bytes` is None where it isn't known; rates are of each direction, `link_bytes_per_second`
+    between the GPUs of one host: None where that is PCIe.
+    """
 
     memory_bytes: float | None = None
     pcie_bytes_per_second: float = PCIE_BYTES_PER_SECOND
+    link_bytes_per_second: float | None = None
+
+    @property
+    def peer_bytes_per_second(self) -> float:
+        """Rate between the GPUs of one host."""
+        return self.link_bytes_per_second or self.pcie_bytes_per_second
 
 
 @dataclass(frozen=True)
@@ -60,10 +74,11 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Bytes over PCIe, for one lookup: to the host and to the device, forward and backward."""
+    """Bytes over PCIe, for one lookup: forward and backward; `entries`: to the host between the two."""
 
     asked: float = 0.0
     answered: float = 0.0
+    entries: float = 0.0
     gradient: float = 0.0
     weight_gradient: float = 0.0
 
@@ -74,7 +89,8 @@ def table_bytes_on_device(job: JobSpec) -> int:
         return 0
     if job.memory.placement == "cached":
         return sum(4 * table.dim * min(job.memory.cached_rows, table.rows) for table in job.tables())
-    return sum(BUCKETS * bucket_capacity(table.rows) * _row_bytes(table) for table in job.tables())
+    buckets = -(-BUCKETS // job.train.trainers)
+    return sum(buckets * bucket_capacity(table.rows) * _row_bytes(table) for table in job.tables())
 
 
 def _row_bytes(table: TableSpec) -> int:
@@ -97,7 +113,9 @@ def device_memory(job: JobSpec, sizes: Sizes, dense: DenseCosts) -> DeviceMemory
 def held_bytes(s: Sizes, *, until_step: bool) -> float:
     """Bytes that one lookup holds on the device until its backward pass, or from then to the step."""
     if s.placement == "gpu":
-        return 4 * s.T * s.D + (20 if until_step else 12) * s.N
+        if until_step:
+            return s.W * (4 * s.T * s.D + 20 * s.N)
+        return 4 * s.T * s.D + (12 if s.W == 1 else 13) * s.W * s.N
     if until_step:
         return 0
     return 4 * s.T * s.D + (4 * s.U * s.D + 8 * s.N if s.placement == "cached" else 0)
@@ -110,8 +128,23 @@ def crossing(s: Sizes) -> Crossing:
     sums = 4 * s.T * s.D
     if s.placement == "host":
         return Crossing(asked=12 * s.N, answered=sums, gradient=sums, weight_gradient=4 * s.N)
-    answered = 4 * s.N + 8 * (1 + s.f) * s.U + 4 * (1 - s.f) * s.U * s.D
-    return Crossing(asked=12 * s.N, answered=answered, gradient=sums)
+    answered = 4 * (2 - s.f) * s.U + 4 * (1 - s.f) * s.U * s.D
+    return Crossing(asked=4 * s.N + 8, answered=answered, entries=8 * s.N + 4 * (s.U + 1), gradient=sums)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Bytes that a trainer sends to the devices of the others for one lookup, and receives: forward and backward."""
+
+    forward: float
+    backward: float
+
+
+def exchange(s: Sizes) -> Exchange:
+    """What parts of a table on several devices tell each other; nothing with other placements."""
+    others = s.W - 1 if s.placement == "gpu" else 0
+    sums = 4 * s.T * s.D
+    return Exchange(others * (12 * s.N + sums), others * (sums + 4 * s.N))
 
 
 def check_tables_fit(job: JobSpec, gpu: Gpu | None) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from workers.gpu.entry_groups import group_entries
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_update import RowGradients, RowTensors, update_rows
 from workers.job_spec import JobSpec
@@ -87,6 +88,7 @@ def device_costs(job: JobSpec) -> DeviceCosts:
         return clock.seconds(name) / chosen.numel()
 
     return DeviceCosts(
+        group_s=seconds("group", lambda: group_entries(chosen.flatten())),
         pool_s=seconds("pool", lambda: pool(table.values, chosen, weights)),
         weigh_s=seconds("weigh", lambda: weight_gradient(table.values, chosen, gradient)),
         update_s=seconds("update", update) if memory.placement == "gpu" else 0.0,

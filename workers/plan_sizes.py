@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from memory_store.errors import UsageError
+from collections.abc import Sequence
+
+from memory_store.placement import Placement
+from memory_store.table import part_bytes
+from memory_store.table_spec import TableSpec
 from workers.job_spec import JobSpec
 
 
@@ -11,11 +15,17 @@ def expected_distinct(rows: int, accesses: float) -> float:
     return float(rows * (1 - (1 - 1 / rows) ** accesses)) if rows > 1 else float(rows)
 
 
-class Sizes:
-    """The letters, for one job; `f` is the share of a table's rows that have copies with placement cached.
+def shard_bytes(tables: Sequence[TableSpec], shards: int) -> int:
+    """Bytes of table memory of the fullest shard."""
+    placement = Placement.even(shards)
+    return max(
+        sum(sum(part_bytes(table, placement, shard)) for table in tables)
+        for shard in {0, shards - 1, shards // 2}
+    )
 
-    Raises UsageError for a job that the formulas don't know.
-    """
+
+class Sizes:
+    """The letters, for one job; `f` is the share of a table's rows that have copies with placement cached."""
 
     def __init__(self, job: JobSpec) -> None:
         train = job.train
@@ -38,10 +48,7 @@ class Sizes:
             self.U = expected_distinct(self.K, self.N)
             self.first_layer = min(job.memory.layers)
             self.placement = job.memory.placement
-            if self.placement == "gpu" and self.W > 1:
-                raise UsageError(
-                    f"What {self.W} trainers exchange whose devices hold parts of a table is not predicted; plan one of "
-                    "them (train.trainers=1), or another memory.placement."
-                )
+            if self.placement == "gpu":
+                self.S = self.W  # each trainer's device has what a shard would have
             if self.placement == "cached":
                 self.f = min(job.memory.cached_rows, self.K) / self.K

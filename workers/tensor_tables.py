@@ -8,7 +8,9 @@ from typing import Protocol
 from torch import Tensor
 
 from memory_store.calls import Waiting
+from memory_store.kernels import FloatArray
 from memory_store.lookups import Lookup
+from memory_store.placement import BUCKETS, bucket_capacity
 from memory_store.table_handle import TableHandle
 from workers.gpu.transfers import transfers
 
@@ -23,6 +25,10 @@ class TensorLookup(Protocol):
 
 class TensorTable(TableHandle, ABC):
     """A table that layers look up without leaving their device."""
+
+    def addresses(self, rows: Tensor) -> Tensor:
+        """`memory_store.placement.addresses_of` on the device, in int64; rows must exist."""
+        return (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
 
     @abstractmethod
     def begin_tensor_lookup(
@@ -40,6 +46,11 @@ class HostLookup:
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
         copies = transfers(output_gradient.device)
-        (on_host,) = copies.to_host(output_gradient)()
-        gradient = self._found.begin_backward(on_host)
-        return lambda: copies.to_device(gradient()).to(output_gradient)
+        on_host = copies.to_host(output_gradient)
+
+        def begin() -> Waiting[FloatArray]:
+            return self._found.begin_backward(*on_host())
+
+        # A copy is waited for when the weights' gradient is needed, so that the device is given work until then.
+        begun = None if copies.beside else begin()
+        return lambda: copies.to_device((begun or begin())()).to(output_gradient)

@@ -27,14 +27,13 @@ from torch import Tensor, nn
 
 from memory_store.calls import Waiting
 from memory_store.table_handle import TableHandle
+from workers.cross_entropy import PADDING, summed_cross_entropy
 from workers.initialization import seeded_linear
 from workers.job_spec import JobSpec, ModelSpec
 from workers.memory_layer import MemoryLayer
 from workers.memory_spec import MemorySpec
 
 ROTARY_BASE = 10_000.0
-LOSS_TOKENS_AT_ONCE = 512  # tokens whose logits [tokens, vocabulary] are in memory at a time
-_PADDING = -100
 
 
 class Transformer(nn.Module):
@@ -97,17 +96,10 @@ class Transformer(nn.Module):
         The logits are made, used and dropped a few tokens at a time.
         """
         if mask is not None:
-            targets = targets.masked_fill(~mask, _PADDING)
+            targets = targets.masked_fill(~mask, PADDING)
         hidden = self._hidden(tokens, mask).flatten(0, 1)
         with torch.autocast(tokens.device.type, enabled=False):
-            total = F.linear_cross_entropy(
-                hidden.float(),
-                self.embedding.weight.float(),
-                targets.flatten(),
-                reduction="sum",
-                ignore_index=_PADDING,
-                options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_TOKENS_AT_ONCE),
-            )
+            total = summed_cross_entropy(hidden.float(), self.embedding.weight.float(), targets.flatten())
         count = targets.numel() if mask is None else mask.sum().clamp(min=1)
         return total / count
 

@@ -53,6 +53,14 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    gpu_link: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Rate between the GPUs of one host in each direction, such as that of NVLink; that of PCIe unless given.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     json: JsonOption = False,
 ) -> None:
@@ -73,7 +81,7 @@ def plan(
     job = load_job(job_file, given).job
     link = Network() if network is None else Network(parse_rate(network), hosts_apart=True)
     check_network(job, link)
-    gpu = _gpu(job, gpu_memory, pcie)
+    gpu = _gpu(job, gpu_memory, pcie, gpu_link)
     check_tables_fit(job, gpu)
     from workers.plan_calibration import calibrate
 
@@ -106,7 +114,7 @@ def _vocabulary(job: JobSpec) -> tuple[int, list[str]]:
         return size, [f"the corpus {job.data.corpus} can't be read here; its vocabulary has {size:,} tokens"]
 
 
-def _gpu(job: JobSpec, memory_gib: float | None, pcie: str | None) -> Gpu | None:
+def _gpu(job: JobSpec, memory_gib: float | None, pcie: str | None, link: str | None) -> Gpu | None:
     """The GPU of each trainer; None for a job on CPUs."""
     import torch
 
@@ -114,11 +122,12 @@ def _gpu(job: JobSpec, memory_gib: float | None, pcie: str | None) -> Gpu | None
     from service.link_rates import parse_rate
     from workers.plan_device import PCIE_BYTES_PER_SECOND, Gpu
 
-    given = memory_gib is not None or pcie is not None
+    given = memory_gib is not None or pcie is not None or link is not None
     if job.train.device == "cpu":
         if given:
             raise UsageError(
-                "Trainers on train.device cpu use no GPU; leave --gpu-memory and --pcie out, or set train.device=cuda."
+                "Trainers on train.device cpu use no GPU; leave --gpu-memory, --pcie and --gpu-link out, or set "
+                "train.device=cuda."
             )
         return None
     here = torch.cuda.is_available()
@@ -127,7 +136,11 @@ def _gpu(job: JobSpec, memory_gib: float | None, pcie: str | None) -> Gpu | None
     memory_bytes = memory_gib * GIB if memory_gib is not None else None
     if memory_bytes is None and here:
         memory_bytes = torch.cuda.mem_get_info()[1]
-    return Gpu(memory_bytes, parse_rate(pcie) if pcie is not None else PCIE_BYTES_PER_SECOND)
+    return Gpu(
+        memory_bytes,
+        parse_rate(pcie) if pcie is not None else PCIE_BYTES_PER_SECOND,
+        parse_rate(link) if link is not None else None,
+    )
 
 
 def _of_gpus(gpu: Gpu, pcie: str | None) -> list[str]:

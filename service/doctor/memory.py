@@ -19,7 +19,7 @@ def check_memory(root: Path = Path("/")) -> Finding:
     figures = dict(re.findall(r"^(\w+): +(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE))
     free, total = int(figures["MemAvailable"]) << 10, int(figures["MemTotal"]) << 10
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free"
-    limit = _limit(root)
+    limit = group_limit(root)
     if limit is not None and limit[0] < total:
         most, used = limit
         free = min(free, most - used)
@@ -32,7 +32,7 @@ def check_memory(root: Path = Path("/")) -> Finding:
     )  # fmt: skip
 
 
-def _limit(root: Path) -> tuple[int, int] | None:
+def group_limit(root: Path) -> tuple[int, int] | None:
     """The limit of the control group and what of it is used, in bytes; None if there is no limit."""
     groups = root / "sys/fs/cgroup"
     for most, used in (

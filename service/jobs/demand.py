@@ -10,7 +10,7 @@ from memory_store.table import PROCESS_BYTES
 from service.jobs.errors import NeverFitsError
 from workers.host_kinds import Kind
 from workers.job_spec import JobSpec
-from workers.plan import shard_bytes
+from workers.plan_sizes import shard_bytes
 
 GIB = 1 << 30
 

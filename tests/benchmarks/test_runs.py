@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks import data, durability, gpu, kernels, plan, scaling, selection, service, step, transport
+from benchmarks import data, durability, kernels, plan, scaling, selection, service, step, transport
 from benchmarks.kernel_bandwidth import BandwidthSize
 from benchmarks.misses import WHY
 from benchmarks.report import write_report
@@ -17,7 +16,7 @@ from workers.job_spec import ModelSpec
 from workers.memory_spec import MemorySpec
 
 pytestmark = pytest.mark.timeout(600)  # whatever is compiled for the first time, is so here
-KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
+KERNELS = kernels.KernelsSize(4096, 32, 16, 8, 2, 2, BandwidthSize(1 << 20, (32, 64), (64,), 1 << 16, 2))
 SELECTION = selection.SelectionSize(32, 2, 4, 16, (16, 32), 16, (16,), 2)
 TRANSPORT = transport.TransportSize(4096, 64, (100, 1000), 2, 64, 32, 4)
 STEP = step.StepSize(
@@ -95,31 +94,3 @@ def test_benchmarks_with_shards(module, size, tmp_path: Path):
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path):
     with pytest.raises(UsageError, match="python -m benchmarks all"):
         write_report(tmp_path, tmp_path / "performance.md")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_gpu_benchmark_runs_at_a_tiny_size_on_the_cpu(tmp_path: Path):
-    run = gpu.run(gpu.QUICK, quick=True, device_name="cpu")
-    run.save(tmp_path / "gpu.json")
-    assert run.missing == {"host_over_gpu_table": "there is no GPU here"}
-    placements = {found.case["placement"] for found in run.measurements if found.what == "training rate"}
-    assert placements == {"host", "cached", "gpu"}
-    (hits,) = (found.median for found in run.measurements if found.what == "hit rate")
-    assert 0 < hits < 1
-    assert all(found.median > 0 for found in run.measurements)
-
-
-def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UsageError, match="no GPU"):
-        gpu.run(gpu.QUICK, quick=True)
-
-
-def test_tables_that_have_no_room_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(gpu, "available_bytes", lambda: 10**9)
-    rooms = [gpu._has_room(gpu.FULL, torch.device("cpu"), gpu.HOST, bits) for bits in (16, 18)]
-    assert rooms == [True, False]  # Adam's two states and the values: 6 kB a row
-    assert "2^18 rows, placement host, takes 2 GB of 1 GB: left out" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from service.job_file import load_job
-from workers.plan import shard_bytes
+from workers.plan_sizes import shard_bytes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_store.kernels import all_finite, gather_rows, pool_rows, weight_gradients
+from memory_store.grouping import group_by_address
+from memory_store.kernels import (
+    all_finite,
+    gather_rows,
+    pool_rows,
+    weight_gradients,
+    weight_gradients_by_row,
+)
 from memory_store.reused_memory import empty
 from memory_store.row_copies import LARGE_BYTES, goes_past_caches
 
@@ -89,6 +96,27 @@ def test_the_gradient_of_a_weight_is_row_times_output_gradient(dtype: str, seed:
     out = np.full(case.rows.size, np.nan, dtype=case.compute)
     weight_gradients(case.values, FIRST, case.offsets, case.addresses, case.output_gradient, out)
     np.testing.assert_allclose(out, expected, **case.tolerance)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@given(seed=st.integers(0, 10_000), dim=st.integers(1, 40))
+def test_the_gradients_of_weights_have_the_same_bits_row_by_row(dtype: str, seed: int, dim: int):
+    case = Case(dtype, seed, dim)
+    by_token, by_row = (np.full(case.rows.size, np.nan, dtype=case.compute) for _ in range(2))
+    weight_gradients(case.values, FIRST, case.offsets, case.addresses, case.output_gradient, by_token)
+    groups = group_by_address(case.addresses)
+    tokens = case.token[groups.order].astype(np.int32)
+    weight_gradients_by_row(
+        case.values,
+        FIRST,
+        groups.addresses,
+        groups.starts,
+        groups.order,
+        tokens,
+        case.output_gradient,
+        by_row,
+    )
+    assert by_token.tobytes() == by_row.tobytes()
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -65,6 +65,7 @@ def test_a_rate_is_shown_in_bits():
         (["--trainers", "3"], "2048 is no multiple"),
         (["--set", "memory.sub_keys=31623"], "use more shards"),
         (["--pcie", "fast"], "'fast' is no rate"),
+        (["--gpu-link", "fast"], "'fast' is no rate"),
         (["--pcie", "25GB/s", "--set", "train.device=cpu"], "train.device cpu use no GPU"),
         (
             [

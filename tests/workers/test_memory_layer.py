@@ -256,10 +256,6 @@ def test_only_rows_that_are_chosen_learn(options: dict[str, Any]) -> None:
         others[chosen] = False
         assert not part[others].any()
 
-    layer = new_layer(open_store(**options), **options).requires_grad_(False)
-    layer.choose_learning = lambda rows: torch.zeros_like(rows, dtype=torch.bool)
-    assert not layer(new_x()).requires_grad
-
 
 @pytest.mark.parametrize(
     "options",

@@ -23,10 +23,9 @@ from workers.plan import (
     check_network,
     chosen_lookup,
     make_plan,
-    shard_bytes,
 )
 from workers.plan_costs import Calibration, ClientCosts, Cost, DenseCosts, ShardCosts, WireCosts
-from workers.plan_sizes import expected_distinct
+from workers.plan_sizes import expected_distinct, shard_bytes
 
 CORES = 4
 SERIAL, PARALLEL = Cost.on_one_core(1e-6), Cost.on_all_cores(1e-6, CORES)

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from memory_store import in_process_store
+from memory_store.carriers.in_process import InProcessCarrier
 from memory_store.errors import UsageError
 from tests.small_job import small_job
+from tests.workers.gpu.peers_in_threads import at_once, shared_stores
 from tests.workers.test_plan import CALIBRATION, N, T, job, part
 from workers.gpu.cached_table import CachedTable
+from workers.gpu.device_peers import ProcessPeers
 from workers.gpu.device_store import DeviceStore
 from workers.gpu.transfers import Transfers
 from workers.job_spec import JobSpec
 from workers.lookup import begin_lookup
-from workers.plan import Network, Plan, make_plan
+from workers.plan import PAYLOAD_SHARE, Network, Plan, make_plan
 from workers.plan_costs import Calibration, DeviceCosts
 from workers.plan_device import (
     DeviceMemory,
     Gpu,
     check_tables_fit,
     crossing,
+    exchange,
     held_bytes,
     shortage,
     table_bytes_on_device,
@@ -38,6 +44,7 @@ CPU = torch.device("cpu")
 ROWS, D = 32 * 32, 32
 CACHED = {"memory__placement": "cached", "memory__cached_rows": 256}
 ON_DEVICE = {"memory__placement": "gpu", "store__carrier": "in_process", "store__shards": 1}
+COSTS = Calibration(**{**vars(CALIBRATION), "device": DeviceCosts(4e-6, 1e-6, 2e-6, 3e-6)})
 GPU = Gpu(memory_bytes=80 * 2**30, pcie_bytes_per_second=1e9)
 
 
@@ -134,6 +141,30 @@ def test_lookups_hold_what_a_plan_says() -> None:
     assert held_bytes(Sizes(placed("host")), until_step=False) == 4 * T * D
 
 
+def test_two_trainers_hold_what_a_plan_says() -> None:
+    planned = placed(
+        "gpu", train__trainers=2, train__batch_tokens=2 * T, memory__values={"optimizer": "adam"}
+    )
+    sizes, stores = Sizes(planned), shared_stores(planned.tables(), 2)
+    (name,) = stores[0].specs
+    rows = stores[0].rows(name)
+    assert table_bytes_on_device(planned) == bytes_of(
+        rows.values, rows.first_state, rows.second_state, rows.last_step
+    )
+
+    def look_up(rank: int) -> tuple[int, int]:
+        table: Any = stores[rank].table(name)
+        rows, weights = torch.randint(ROWS, (T, N // T)), torch.rand(T, N // T)
+        lookup = table.begin_tensor_lookup(rows, weights, keep=True, track=False)()
+        held = bytes_of(lookup.output, lookup._entries.rows, lookup._entries.weights, lookup._entries.here)
+        lookup.begin_backward(torch.rand(T, D))
+        (pending,) = stores[rank]._pending[name]
+        return held, bytes_of(pending.rows, pending.vector_numbers, pending.weights, pending.vectors)
+
+    expected = held_bytes(sizes, until_step=False), held_bytes(sizes, until_step=True)
+    assert at_once(2, look_up) == [expected] * 2
+
+
 def test_what_autograd_keeps_is_counted() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
     x = torch.rand(32, 8)
@@ -173,23 +204,74 @@ def test_a_lookup_with_copies_moves_what_a_plan_says(counted: Counted) -> None:
         sizes.U, sizes.f = distinct, (table.cache.found - found) / distinct
         crossed = crossing(sizes)
         assert 0.1 < sizes.f < 0.9
-        assert (counted.out, counted.into) == (crossed.asked, pytest.approx(crossed.answered))
+        assert (counted.out, counted.into) == (
+            crossed.asked + crossed.entries,
+            pytest.approx(crossed.answered),
+        )
         output.sum().backward()
         stale = table.cache.found - found  # that the lookup touched
         store.step({spec.name: 0.1})
-        assert counted.out == crossed.asked + crossed.gradient
+        assert counted.out == crossed.asked + crossed.entries + crossed.gradient
         counted.into = 0
         table._arrive()
-        assert counted.into == (4 * D + 8) * stale
+        assert counted.into == (4 * D + 4) * stale
     assert touched < ROWS
+
+
+# ---- between devices ---------------------------------------------------------------------------------------------
+
+
+def bytes_told(rank: int, meeting: str, told: Any) -> None:
+    """What one of two trainers sends to the other's device for a lookup and its backward pass."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    sent = 0
+    gather, scatter = dist.all_gather, dist.all_to_all_single
+
+    def all_gather(parts: list[Tensor], mine: Tensor, **group: Any) -> Any:
+        nonlocal sent
+        sent += mine.nbytes
+        return gather(parts, mine, **group)
+
+    def all_to_all_single(found: Tensor, parts: Tensor, **group: Any) -> Any:
+        nonlocal sent
+        sent += parts.chunk(2)[1 - rank].nbytes
+        return scatter(found, parts, **group)
+
+    planned = placed("gpu", train__trainers=2, train__batch_tokens=2 * T)
+    store = DeviceStore(
+        planned.tables(), CPU, None, ProcessPeers(), lambda host: [InProcessCarrier(host)] * 2
+    )
+    dist.all_gather, dist.all_to_all_single = all_gather, all_to_all_single
+    (name,) = store.specs
+    output, _ = ask(store.table(name), rank)
+    forward = sent
+    output.sum().backward()
+    told.put((forward, sent - forward))
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_trainers_exchange_what_a_plan_says(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("spawn")
+    told = processes.Queue()
+    trainers = [
+        processes.Process(target=bytes_told, args=(rank, str(tmp_path / "meeting"), told))
+        for rank in range(2)
+    ]
+    for trainer in trainers:
+        trainer.start()
+    found = [told.get(timeout=100) for _ in trainers]
+    for trainer in trainers:
+        trainer.join()
+    exchanged = exchange(Sizes(placed("gpu", train__trainers=2, train__batch_tokens=2 * T)))
+    assert found == [(exchanged.forward, exchanged.backward)] * 2
 
 
 # ---- the plan ----------------------------------------------------------------------------------------------------
 
 
 def planned(placement: str, gpu: Gpu | None = GPU, **changes: Any) -> Plan:
-    costs = Calibration(**{**vars(CALIBRATION), "device": DeviceCosts(1e-6, 2e-6, 3e-6)})
-    return make_plan(placed(placement, **changes), costs, Network(), gpu)
+    return make_plan(placed(placement, **changes), COSTS, Network(), gpu)
 
 
 def test_a_step_with_the_table_on_the_device() -> None:
@@ -205,24 +287,49 @@ def test_a_step_with_the_table_on_the_device() -> None:
     assert plan.device == DeviceMemory(table_bytes_on_device(placed("gpu")), 16 * 1_000_000, 7e6, held)
 
 
+def test_a_step_with_parts_of_the_table_on_several_devices() -> None:
+    trainers = {"train__trainers": 4, "train__batch_tokens": 4 * T}
+    plan = planned("gpu", **trainers)
+    assert (plan.trainers, plan.shards) == (4, 4)
+    # Each device does its part of the entries of all; one may have as many as come.
+    assert part(plan, "lookup: kernel").step_seconds == pytest.approx(1e-6 * 4 * N)
+    forward, backward = 3 * (12 * N + 4 * T * D), 3 * (4 * T * D + 4 * N)
+    for gpu, rate in ((GPU, 1e9), (Gpu(link_bytes_per_second=5e9), 5e9)):
+        plan = planned("gpu", gpu, **trainers)
+        for name, size in ("lookup: other GPUs", forward), ("backward: other GPUs", backward):
+            assert part(plan, name).bytes == 2 * size
+            assert part(plan, name).step_seconds == pytest.approx(size / rate)
+        reduced = 4 * 1_000_000 * 2 * 3 / 4
+        assert part(plan, "dense all-reduce").seconds == pytest.approx(reduced / rate)
+    apart = make_plan(placed("gpu", **trainers), COSTS, Network(1e8, hosts_apart=True), GPU)
+    assert part(apart, "lookup: other GPUs").seconds == pytest.approx(forward / (1e8 * PAYLOAD_SHARE))
+    assert not any("other GPUs" in found.name for found in planned("cached", **trainers).parts)
+
+
 def test_a_step_with_copies() -> None:
     plan = planned("cached")
     distinct = plan.distinct_rows
     missing = 0.75 * distinct  # 256 of 1024 rows have copies
     assert plan.lookup == "cached"
-    assert part(plan, "lookup: kernel").seconds == pytest.approx(2e-6 * N + 1e-6 * missing + 1e-6 * N)
+    assert part(plan, "lookup: kernel").seconds == pytest.approx(4e-6 * N + 1e-6 * missing + 1e-6 * N)
+    assert part(plan, "backward: kernel").step_seconds == pytest.approx(2e-6 * N)
+    summed = part(plan, "backward: row sums")
+    assert summed.seconds == pytest.approx(1e-6 * N)
+    assert summed.step_seconds == 0  # behind the layer below, as the copy
+    assert part(planned("cached", None), "backward: row sums").step_seconds == summed.seconds
     assert part(plan, "lookup: wire").bytes == pytest.approx((4 + 4 * D) * missing)
     assert part(plan, "backward: wire").bytes == pytest.approx((4 + 4 * D) * distinct)
     assert part(plan, "copies: wire").bytes == pytest.approx((4 + 4 * D) * 0.25 * distinct)
-    assert part(plan, "copies: PCIe").bytes == pytest.approx((8 + 4 * D) * 0.25 * distinct)
+    assert part(plan, "copies: PCIe").bytes == pytest.approx((4 + 4 * D) * 0.25 * distinct)
+    behind = 8 * N + 4 * (distinct + 1)
     # Behind the layer below the memory: a tenth of a second of its forward pass, two of its backward pass.
     assert part(plan, "copies: PCIe").step_seconds == 0
     slow = planned("cached", Gpu(pcie_bytes_per_second=1e5))
-    assert part(slow, "backward: PCIe").seconds == pytest.approx(4 * T * D / 1e5)
-    assert part(slow, "backward: PCIe").step_seconds == pytest.approx(4 * T * D / 1e5 - 0.2)
+    assert part(slow, "backward: PCIe").seconds == pytest.approx((behind + 4 * T * D) / 1e5)
+    assert part(slow, "backward: PCIe").step_seconds == pytest.approx((behind + 4 * T * D) / 1e5 - 0.2)
     assert slow.limit.name == "lookup: PCIe"
     two = planned("cached", train__trainers=2, train__batch_tokens=2 * T)
-    assert part(two, "copies: PCIe").bytes == pytest.approx((8 + 4 * D) * 256)  # all, whatever was touched
+    assert part(two, "copies: PCIe").bytes == pytest.approx((4 + 4 * D) * 256)  # all, whatever was touched
     assert part(two, "dense forward and backward").seconds == 0.6  # each on a GPU of its own
 
 

@@ -1,6 +1,7 @@
 """A table in host shards, with a copy of its hottest rows on the trainer's device.
 
-A lookup fetches only the rows that have no fresh copy, and pools on the device. Shards alone update rows. When a step has
+The device sorts the entries of a lookup by row, and tells the host which different rows there are, for which alone the host
+waits. Those without a fresh copy are fetched, and sums are made on the device. Shards alone update rows. When a step has
 been committed, the copies of the rows that it touched are stale, and they are asked for again at once, for the version to
 come: the answer is on its way while the next step computes the layers before its memory. The next lookup waits for it. So a
 lookup reads, row for row, the bytes that it would read without copies. Of several trainers none knows what the others have
@@ -9,14 +10,15 @@ touched: then all copies are asked for again after every step.
 All lookups by which this process trains the table must go through it. Lookups that count accesses go to the shards,
 which count them.
 
-On a GPU the backward pass waits for nothing: the gradient of the sums is on its way to the host while autograd goes on.
-Of it the rows' gradients are made, and sent to the shards, when the next lookup asks for rows, or before the step's commit.
+On a GPU the backward pass waits for nothing: the gradient of the sums goes to the host, where the rows' gradients are made of
+it and sent to the shards, while autograd goes on (gradient_sender.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +28,20 @@ from torch import Tensor
 from memory_store.calls import Waiting
 from memory_store.client import StoreClient
 from memory_store.errors import UsageError
-from memory_store.grouping import group_by_address
 from memory_store.kernels import FloatArray
-from memory_store.lookups import Entries, FetchedRows, shard_slices
-from memory_store.open_lookups import FetchedLookup
+from memory_store.open_lookups import BackwardOnce, contribute_rows
+from memory_store.optimizers import Contributions
 from memory_store.placement import addresses_of
 from memory_store.table_spec import TableSpec
+from workers.gpu.entry_groups import EntryGroups, group_entries
+from workers.gpu.gradient_sender import GradientSender
 from workers.gpu.pooling import pool, weight_gradient
-from workers.gpu.row_cache import NO_SLOT, RowCache
+from workers.gpu.row_cache import Found, RowCache
 from workers.gpu.transfers import transfers
 from workers.tensor_tables import HostLookup, TensorLookup, TensorTable
 
 CHOOSE_EVERY = 20  # steps
-_NO_VALUES = np.empty((0, 0), dtype=np.float32)
+CHOOSING = 5  # steps that a choice is given, but for the first, which is of one step's rows
 
 
 class CachedTable(TensorTable):
@@ -61,73 +64,66 @@ class CachedTable(TensorTable):
         self._touched: list[NDArray[np.uint32]] = []
         self._steps = 0
         self._copier = transfers(device)
-        # Lookups whose gradients are on their way to the host, in the order of their backward passes.
-        self._leaving: deque[tuple[FetchedLookup, Waiting[Sequence[FloatArray]]]] = deque()
+        self._sender = GradientSender(store, beside=self._copier.beside)
         store.on_change.append(self._changed)
-        store.before_commit.append(self._contribute)
 
     def begin_tensor_lookup(
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[TensorLookup]:
-        on_host = self._copier.to_host(rows, weights)
-        self._contribute()  # what was given to the device before, and so is here before
-        rows_here, weights_here = on_host()
         if track:
-            if keep:
-                self.will_change(addresses_of(rows_here, self.rows).reshape(-1))
-            counted = self.begin_lookup(rows_here, weights_here, keep=keep, track=True)
-            return lambda: HostLookup(counted(), weights)
-        entries = Entries.of(self.spec, rows_here, weights_here, self._bounds)
-        groups = group_by_address(entries.addresses)
-        slots = self.cache.find(groups.addresses)
-        sums = np.empty((entries.tokens, self.dim), dtype=np.float32)  # never filled: they are on the device
-        lookup = FetchedLookup(
-            self._store,
-            self._store.version,
-            keep,
-            entries,
-            sums,
-            self.name,
-            FetchedRows(entries, groups, _NO_VALUES),
-            shard_slices(groups, self._bounds),
-        )
-        missing = groups.addresses[slots == NO_SLOT]
+            return self._counted_lookup(rows, weights, keep=keep)
+        groups = group_entries(self.addresses(rows).flatten())
+        addresses_first, distinct = self._copier.to_host(groups.addresses.int(), groups.distinct)()
+        addresses = addresses_first[: int(distinct[0])].view(np.uint32)
+        found = self.cache.find(addresses)
+        missing = addresses[found.missing]
         fetched = self._store.begin_fetch(self.spec, missing) if missing.size else None
-        inverse = self._copier.to_device(groups.group_of_entry()).long().view(rows.shape)
+        entries = self._entries(groups, addresses, weights) if keep else None
+        backward = BackwardOnce(self._store, self._store.version, keep)
+        inverse = groups.group_of_entry.view(rows.shape)
 
         def finish() -> TensorLookup:
             self._arrive()
-            values = self._gathered(slots, fetched() if fetched else None)
-            return _CachedLookup(self, lookup, groups.addresses, values, inverse, weights)
+            values = self._gathered(found, fetched() if fetched else None)
+            return _CachedLookup(self, backward, entries, values, inverse, weights)
 
         return finish
 
-    def will_change(self, addresses: NDArray[np.uint32]) -> None:
-        """The step under way touches these rows."""
-        self._touched.append(addresses)
+    def _counted_lookup(self, rows: Tensor, weights: Tensor, *, keep: bool) -> Waiting[TensorLookup]:
+        """A lookup by the shards, which count its accesses."""
+        rows_here, weights_here = self._copier.to_host(rows, weights)()
+        if keep:
+            self._touched.append(addresses_of(rows_here, self.rows).reshape(-1))
+        counted = self.begin_lookup(rows_here, weights_here, keep=keep, track=True)
+        return lambda: HostLookup(counted(), weights)
 
-    def contribute(self, lookup: FetchedLookup, gradient: Tensor) -> None:
-        """Give the rows of `lookup` their part of the gradient of its sums: at once, or when that is on the host."""
-        self._leaving.append((lookup, self._copier.to_host(gradient)))
-        if not self._copier.beside:
-            self._contribute()
+    def _entries(self, groups: EntryGroups, addresses: NDArray[np.uint32], weights: Tensor) -> _Entries:
+        """The entries of a lookup, on their way to the host, where the gradients of rows are made of them."""
+        starts = groups.starts[: addresses.size + 1].int()
+        tokens = (groups.order // max(1, weights.shape[1])).int()
+        return _Entries(
+            addresses, self._copier.to_host(starts, tokens, weights.float().flatten()[groups.order])
+        )
 
-    def _contribute(self) -> None:
-        while self._leaving:
-            lookup, on_host = self._leaving.popleft()
-            lookup.begin_backward(*on_host())
+    def contribute(self, entries: _Entries, gradient: Tensor) -> None:
+        """Give the rows of a lookup their part of the gradient of its sums, once that is on the host."""
+        self._touched.append(entries.addresses)
+        on_host = self._copier.to_host(gradient)
 
-    def _gathered(self, slots: NDArray[np.int32], fetched: FloatArray | None) -> Tensor:
+        def send() -> None:
+            starts, tokens, weights = entries.on_host()
+            (vectors,) = on_host()
+            contributions = Contributions(entries.addresses, starts, tokens, weights, vectors)
+            contribute_rows(self._store, self.name, self._bounds, contributions)
+
+        self._sender.send(send)
+
+    def _gathered(self, found: Found, fetched: FloatArray | None) -> Tensor:
         """The different rows of a lookup, `[U, D]` on the device: copies, and what was fetched."""
-        values = self._copies.new_empty(slots.size, self.dim)
-        found = slots != NO_SLOT
-        values[self._numbers(np.flatnonzero(found))] = self._copies[self._numbers(slots[found])]
+        values = self._copies[self._copier.to_device(found.slots).clamp(min=0)]
         if fetched is not None:
-            values[self._numbers(np.flatnonzero(~found))] = self._copier.to_device(fetched)
+            values[self._copier.to_device(found.missing)] = self._copier.to_device(fetched)
         return values
-
-    def _numbers(self, numbers: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
-        return self._copier.to_device(numbers.astype(np.int64))
 
     def _changed(self, replaced: bool) -> None:
         """The tables are at another version; see `StoreClient.on_change`."""
@@ -136,8 +132,6 @@ class CachedTable(TensorTable):
             self.cache.touched(self._arriving[0])
             self._arriving = None
         touched, self._touched = self._touched, []
-        if replaced:
-            self._leaving.clear()
         if replaced or self._store.writers > 1:
             self.cache.all_touched()
         for addresses in touched:
@@ -145,7 +139,10 @@ class CachedTable(TensorTable):
         if replaced:
             return  # this may not be the version to train from yet
         if self._steps % CHOOSE_EVERY == 0:
-            self.cache.choose()
+            self._choice = self.cache.begin_choice()
+            self._choice_due = self._steps + (CHOOSING if self._steps else 0)
+        if self._steps == self._choice_due:
+            self._choice()
         self._steps += 1
         self._refresh()
 
@@ -160,29 +157,42 @@ class CachedTable(TensorTable):
         """Wait for the copies that were asked for."""
         if self._arriving is not None:
             addresses, rows = self._arriving
-            slots = self._numbers(self.cache.slots(addresses))
+            slots = self._copier.to_device(self.cache.slots(addresses))
             self._copies[slots] = self._copier.to_device(rows())
             self._arriving = None  # not before: if they don't come, no lookup that counts on them may go on
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """What the host needs of a lookup for its backward pass.
+
+    addresses: uint32 `[U]`, distinct, ascending. on_host waits for starts, token numbers and weights, as `Contributions` has
+    them.
+    """
+
+    addresses: NDArray[np.uint32]
+    on_host: Waiting[Sequence[NDArray[Any]]]
+
+
 class _CachedLookup:
-    """See `TensorLookup`. `lookup` takes the gradients of the rows to the shards."""
+    """See `TensorLookup`. `entries` is None for a lookup without keep."""
 
     def __init__(
         self,
         table: CachedTable,
-        lookup: FetchedLookup,
-        addresses: NDArray[np.uint32],
+        backward: BackwardOnce,
+        entries: _Entries | None,
         values: Tensor,
         inverse: Tensor,
         weights: Tensor,
     ) -> None:
-        self._table, self._lookup, self._addresses = table, lookup, addresses
+        self._table, self._backward, self._entries = table, backward, entries
         self._values, self._inverse = values, inverse
         self.output = pool(values, inverse, weights.float())
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
+        self._backward.begin()
+        assert self._entries is not None
         gradient = output_gradient.detach().float()
-        self._table.contribute(self._lookup, gradient)
-        self._table.will_change(self._addresses)
+        self._table.contribute(self._entries, gradient)
         return lambda: weight_gradient(self._values, self._inverse, gradient)

@@ -3,7 +3,8 @@
 All trainers' rows and weights come to each (`gather`), each sums up what it has of them, and every trainer gets the sums of
 its own bags, added up in the order of ranks (`sum_of_mine`). Backward the sums' gradient goes to each, and the weights' comes
 back. Sizes are those of the batch alone, so nobody waits for a device to learn them. All must make the same lookups in the
-same order. A group of its own keeps them apart from the collectives that average the dense gradient.
+same order. They use the group that averages the dense gradient, so that a device runs one collective after the other: of two
+groups at once each might wait at another device for the other's turn. All devices come to both in autograd's order.
 """
 
 from __future__ import annotations
@@ -60,22 +61,21 @@ class ProcessPeers:
 
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group()
 
     def gather(self, mine: Tensor) -> Tensor:
         mine = mine.contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(parts, mine, group=self._group)
+        dist.all_gather(parts, mine)
         return torch.cat(parts)
 
     def sum_of_mine(self, parts: Tensor) -> Tensor:
         found = torch.empty_like(parts)
-        dist.all_to_all_single(found, parts.contiguous(), group=self._group)
+        dist.all_to_all_single(found, parts.contiguous())
         return found.view(self.world, -1, *parts.shape[1:]).sum(0)
 
     def total(self, number: Tensor) -> Tensor:
         whole = number.clone()
-        dist.all_reduce(whole, group=self._group)
+        dist.all_reduce(whole)
         return whole
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from memory_store.cuts import CutFile
 from memory_store.errors import NonFiniteGradientError, PkmError, StoreError, UsageError
 from memory_store.kernels import FloatArray
 from memory_store.lookups import Lookup
-from memory_store.placement import BUCKETS, Placement, bucket_capacity
+from memory_store.open_lookups import BackwardOnce
+from memory_store.placement import Placement
 from memory_store.shard import ShardCore
 from memory_store.shard_host import ShardHost
 from memory_store.shard_metrics import ShardMetrics
@@ -220,8 +221,7 @@ class DeviceTable(TensorTable):
     def begin_tensor_lookup(
         self, rows: Tensor, weights: Tensor, *, keep: bool, track: bool
     ) -> Waiting[DeviceLookup]:
-        addresses = (rows % BUCKETS) * bucket_capacity(self.rows) + rows // BUCKETS
-        entries, real = self._entries(addresses, weights.float(), keep)
+        entries, real = self._entries(self.addresses(rows), weights.float(), keep)
         if track:
             counted = real if entries.here is None else entries.here & real
             self._store.count_accesses(
@@ -263,17 +263,11 @@ class DeviceLookup:
     def __init__(self, store: DeviceStore, table: str, entries: _Entries, bags: int, *, keep: bool) -> None:
         sums = pool(store.rows(table).values, entries.rows, entries.only_here(entries.weights))
         self.output = store.peers.sum_of_mine(sums)[:bags]
-        self._store, self._table, self._version, self._keep = store, table, store.version, keep
-        self._entries = entries
+        self._store, self._table, self._entries = store, table, entries
+        self._backward = BackwardOnce(store, store.version, keep)
 
     def begin_backward(self, output_gradient: Tensor) -> Waiting[Tensor]:
-        if not self._keep:
-            _refuse("This lookup was made without keep, or its backward pass has run already.")
-        if self._version != self._store.version:
-            _refuse(
-                f"This lookup was made at version {self._version}, the tables are at {self._store.version}."
-            )
-        self._keep = False
+        self._backward.begin()
         entries, peers, values = self._entries, self._store.peers, self._store.rows(self._table).values
         gradient = peers.gather(output_gradient.detach().float().contiguous())
         bags, per_bag = entries.rows.shape
@@ -290,10 +284,6 @@ class DeviceLookup:
             return peers.sum_of_mine(entries.only_here(products))
 
         return finish
-
-
-def _refuse(sentence: str) -> NoReturn:
-    raise StoreError(sentence)
 
 
 def _tensors(part: TablePart, device: torch.device) -> RowTensors:

@@ -10,6 +10,7 @@ On a CPU nothing is copied: tensors and arrays are two views of one memory.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -46,34 +47,35 @@ class CopyStreams(Protocol):
         ...
 
     def to_device(self, source: Tensor) -> tuple[Tensor, Event]:
-        """Begin a copy that what the device is given from now on waits for."""
+        """Begin a copy that what the device is given from now on waits for, who uses its memory next too."""
         ...
 
 
 class Transfers:
-    """The copies of one device; `streams` is None for the CPU. Used by one thread at a time."""
+    """The copies of one device; `streams` is None for the CPU. Begun by one thread at a time; any may wait for them."""
 
     def __init__(self, streams: CopyStreams | None) -> None:
         self.beside = streams is not None  # the host's work, so that `to_host` is worth being asked for early
         self._streams = streams
         if streams is not None:
             self._memory = ReusedMemory(allocate=streams.page_locked, small_bytes=0)
-        # What a copy reads and writes, until it has ended. (To a gradient that nobody else holds, autograd may add in place.)
-        self._on_its_way: list[tuple[Event, NDArray[Any], Tensor]] = []
+        # What a copy reads, and the host's memory that it writes, until it has ended. (To a gradient that nobody else holds,
+        # autograd may add in place.)
+        self._on_its_way: list[tuple[Event, NDArray[Any], Tensor | None]] = []
+        self._lock = threading.Lock()
 
     def to_host(self, *tensors: Tensor) -> Waiting[Sequence[NDArray[Any]]]:
         """Begin to copy tensors, which nobody may write to until then; what comes back waits for the numbers, in C order."""
         if self._streams is None:
             arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
             return lambda: arrays
-        self._forget_arrived()
-        copies = [self._begin_to_host(self._streams, tensor.detach()) for tensor in tensors]
-        self._on_its_way += copies
+        begun = [self._begin_to_host(self._streams, tensor.detach()) for tensor in tensors]
 
         def wait() -> Sequence[NDArray[Any]]:
-            for event, _, _ in copies:
+            for event, _ in begun:
                 event.synchronize()
-            return [array for _, array, _ in copies]
+            self._hold()
+            return [array for _, array in begun]
 
         return wait
 
@@ -82,17 +84,20 @@ class Transfers:
         source = torch.from_numpy(array)
         if self._streams is None:
             return source
-        self._forget_arrived()
         tensor, event = self._streams.to_device(source)
-        self._on_its_way.append((event, array, tensor))
+        self._hold((event, array, None))
         return tensor
 
-    def _begin_to_host(self, streams: CopyStreams, tensor: Tensor) -> tuple[Event, NDArray[Any], Tensor]:
+    def _begin_to_host(self, streams: CopyStreams, tensor: Tensor) -> tuple[Event, NDArray[Any]]:
         array = self._memory.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        return streams.to_host(tensor, torch.from_numpy(array)), array, tensor
+        event = streams.to_host(tensor, torch.from_numpy(array))
+        self._hold((event, array, tensor))
+        return event, array
 
-    def _forget_arrived(self) -> None:
-        self._on_its_way = [copy for copy in self._on_its_way if not copy[0].query()]
+    def _hold(self, *begun: tuple[Event, NDArray[Any], Tensor | None]) -> None:
+        """Hold what copies need that have begun, and let go of what has arrived."""
+        with self._lock:
+            self._on_its_way = [copy for copy in (*self._on_its_way, *begun) if not copy[0].query()]
 
 
 class CudaStreams:

@@ -7,7 +7,9 @@ this holds nothing alive.
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -24,14 +26,15 @@ class HeldEvent:
         return self.over
 
     def synchronize(self) -> None:
-        self._streams.waits += 1
+        self._streams.waits[threading.get_ident()] += 1
         self._streams.catch_up(self)
 
 
 class HeldStreams:
     def __init__(self) -> None:
         self.blocks: list[NDArray[np.uint8]] = []
-        self.waits = 0
+        self.waits: Counter[int] = Counter()  # by thread
+        self._lock = threading.RLock()
         self.pending: list[HeldEvent] = []
 
     def page_locked(self, size: int) -> NDArray[np.uint8]:
@@ -40,7 +43,7 @@ class HeldStreams:
 
     def to_host(self, source: Tensor, target: Tensor) -> HeldEvent:
         before, alive, place = source.clone(), weakref.ref(source), self._place(target)
-        place.view(torch.uint8).fill_(0xFF)  # NaN for who does not wait
+        place.view(-1).view(torch.uint8).fill_(0xFF)  # NaN for who does not wait
 
         def end() -> None:
             source = alive()
@@ -61,10 +64,11 @@ class HeldStreams:
 
     def catch_up(self, last: HeldEvent | None = None) -> None:
         """End all copies, or those up to one."""
-        while self.pending and not (last and last.over):
-            event = self.pending.pop(0)
-            event.end()
-            event.over = True
+        with self._lock:
+            while self.pending and not (last and last.over):
+                event = self.pending.pop(0)
+                event.end()
+                event.over = True
 
     def _place(self, tensor: Tensor) -> Tensor:
         """The same memory; page-locked memory without a share in keeping it from others."""
@@ -76,5 +80,6 @@ class HeldStreams:
         return tensor
 
     def _begun(self, end: Callable[[], None]) -> HeldEvent:
-        self.pending.append(HeldEvent(self, end))
-        return self.pending[-1]
+        event = HeldEvent(self, end)
+        self.pending.append(event)
+        return event

@@ -16,8 +16,10 @@ from memory_store.placement import Placement
 from tests.held_carrier import HeldCarrier
 from tests.logged_shards import SHARDS, SPEC, Shards
 from tests.memory_store.written_cuts import write_cut
+from tests.workers.gpu.held_streams import HeldStreams
 from tests.workers.gpu.histories import CPU, History, ordinary, small_table
 from workers.gpu.cached_table import CachedTable
+from workers.gpu.transfers import Transfers
 from workers.lookup import begin_lookup
 
 
@@ -37,6 +39,21 @@ def test_copies_change_no_byte(capacity: int, dtype: Any) -> None:
     found = cached(1, capacity, dtype=dtype).run()
     assert hit_rate(found) > (0.1 if capacity >= 30 else 0)
     assert found.equals(ordinary(1, dtype=dtype).run())
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_nothing_to_look_up_is_no_special_case(shape: tuple[int, int]) -> None:
+    histories = cached(1, 30), ordinary(1, 3)
+    for history in histories:
+        history.run(3)
+        weights = torch.rand(shape, requires_grad=True)
+        output = begin_lookup(history.table, torch.zeros(shape, dtype=torch.int64), weights)()
+        assert output.tolist() == [[0.0] * 6] * shape[0]
+        output.sum().backward()
+        assert weights.grad is not None
+        assert weights.grad.shape == shape
+        history.run(3)
+    assert histories[0].equals(histories[1])
 
 
 def two_writers(hosts: list[Any], table: TableSpec) -> list[StoreClient]:
@@ -152,8 +169,15 @@ def test_of_float64_tables_there_are_no_copies() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("in_place", [True, False])
-def test_copies_of_two_trainers_outlive_killed_shards(tmp_path: Path, in_place: bool) -> None:
+@pytest.mark.parametrize(("in_place", "beside"), [(True, False), (False, False), (False, True)])
+def test_copies_of_two_trainers_outlive_killed_shards(
+    tmp_path: Path, in_place: bool, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if beside:  # gradients are sent by a thread
+        copies = Transfers(HeldStreams())
+        for module in ("workers.gpu.cached_table", "workers.tensor_tables"):
+            monkeypatch.setattr(f"{module}.transfers", lambda device: copies)
+
     def run(clients: list[StoreClient], shards: Shards | None) -> list[History]:
         histories = []
         for seed, client in enumerate(clients):
