@@ -1,9 +1,10 @@
 """Exact top-k of product keys without writing all scores.
 
 best_of_halves.py finds the k best sub-keys of both halves. Of the pairs of the two sorted halves only those with
-(i+1)(j+1) <= k can win, and the k best of these are written. Those with either half's best are sorted already; the others are
-sorted, and the three merged. Ties are resolved as workers/selection_kernels.py does: of equal sums the lower i, then the
-lower j comes first. A query with a NaN among its scores, or among the sums of these pairs, gets k scores NaN.
+(i+1)(j+1) <= k can win, and the k best of these are written. Those with either half's best are sorted already, and only
+merged; the others are sorted, K at a time, and merged into these. Ties are resolved as workers/selection_kernels.py does: of
+equal sums the lower i, then the lower j comes first. A query with a NaN among its scores, or among the sums of these pairs,
+gets k scores NaN. With C > COLUMNS_MAX torch operations select, which write all scores.
 
 The gradient needs no product of matrices: a query's is a weighted sum of k sub-keys, and a sub-key's a weighted sum of the
 queries that chose it, which are the kernels of pooling.py with the sub-keys as the table.
@@ -27,16 +28,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.gpu.best_of_halves import (
-    TOKENS,
-    best_of_halves,
+from workers.gpu.best_of_halves import COLUMNS_MAX, TOKENS, WARPS, best_of_halves
+from workers.gpu.compilation import kernel_for_any, kernels_run_on, tl
+from workers.gpu.packed_scores import (
+    LEAST,
+    best_of_both,
+    by_query,
     for_four_threads,
     index_of,
-    of_query,
+    merged,
     packed,
     score_of,
 )
-from workers.gpu.compilation import kernel_for_any, kernels_run_on, power_of_two, tl
 from workers.gpu.pooling import pool, sum_by_row
 
 
@@ -88,7 +91,7 @@ class _Selection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         queries, sub_keys = queries.contiguous(), sub_keys.contiguous()
-        if kernels_run_on(queries.device):
+        if kernels_run_on(queries.device) and queries.shape[-1] <= COLUMNS_MAX:
             rows, scores = _launch(queries, sub_keys, k)
         else:
             rows, scores = select_reference(queries, sub_keys, k)
@@ -122,7 +125,7 @@ def _launch(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         inner = _inner_pairs(k, k_padded, queries.device)
         _pairs_kernel[(-(-tokens // TOKENS), heads)](
             best, indices, inner, rows, scores, tokens, heads, sub_keys.shape[2], k, inner.numel(),
-            T=TOKENS, K=k_padded, P=max(k_padded, power_of_two(inner.numel())), num_warps=4,
+            T=TOKENS, K=k_padded, num_warps=WARPS,
         )  # fmt: skip
     return rows, scores
 
@@ -138,7 +141,7 @@ def _inner_pairs(k: int, stride: int, device: torch.device) -> Tensor:
 @kernel_for_any("tokens")
 def _pairs_kernel(  # type: ignore[no-untyped-def]  # Triton's language has no types to give
     best, indices, inner_pairs, rows, out_scores, tokens, heads, n, k, inner_count,
-    T: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """See the module. Neighbouring threads read scores of neighbouring queries. Pair (i, j) has the number i * K + j."""
     head = tl.program_id(1)
@@ -146,25 +149,22 @@ def _pairs_kernel(  # type: ignore[no-untyped-def]  # Triton's language has no t
     block0 = ((2 * head).to(tl.int64) * blocks + tl.program_id(0)) * (K * T)
     block1 = block0 + blocks.to(tl.int64) * (K * T)
     best0, best1 = best + block0, best + block1
-    least = -0x8000000000000000
 
-    # With the first half's best, best first; with the second half's best, best last: so the larger ones, place by place, are
-    # the best of both.
+    # With the first half's best the best comes first, with the second half's last.
     place, query = for_four_threads(T, K)
     sums = tl.load(best0 + query) + tl.load(best1 + (place * T + query))
-    edge0 = of_query(tl.where(place < k, packed(sums, place), least), T, K)
-    place = K - place
-    exists = place < k
-    sums = tl.load(best0 + (place * T + query), mask=exists, other=0.0) + tl.load(best1 + query)
-    edge1 = of_query(tl.where(exists, packed(sums, place * K), least), T, K)
-    edges = tl.bitonic_merge(tl.maximum(edge0, edge1))
-
-    place, query = for_four_threads(T, P)
-    pair = tl.load(inner_pairs + place, mask=place < inner_count, other=0)
-    sums = tl.load(best0 + ((pair // K).to(tl.int64) * T + query))
-    sums += tl.load(best1 + ((pair % K).to(tl.int64) * T + query))
-    inner = tl.topk(of_query(tl.where(place < inner_count, packed(sums, pair), least), T, P), K)
-    winners = tl.bitonic_merge(tl.maximum(inner, edges), descending=True)
+    falling = by_query(tl.where(place < k, packed(sums, place), LEAST), T, K)
+    backwards = K - place
+    exists = backwards < k
+    sums = tl.load(best0 + (backwards * T + query), mask=exists, other=0.0) + tl.load(best1 + query)
+    rising = by_query(tl.where(exists, packed(sums, backwards * K), LEAST), T, K)
+    winners = best_of_both(falling, rising)
+    for begin in range(0, inner_count, K):
+        exists = begin + place < inner_count
+        pair = tl.load(inner_pairs + begin + place, mask=exists, other=0)
+        sums = tl.load(best0 + ((pair // K).to(tl.int64) * T + query))
+        sums += tl.load(best1 + ((pair % K).to(tl.int64) * T + query))
+        winners = merged(winners, by_query(tl.where(exists, packed(sums, pair), LEAST), T, K))
 
     score = score_of(winners)
     place, query = tl.arange(0, K)[None, :], tl.arange(0, T)[:, None]

@@ -24,19 +24,36 @@ from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, updat
 from workers.selection_kernels import select_pairs
 
 CPU = torch.device("cpu")
-_librarys_topk = tl.topk
+_librarys = {"sort": tl.sort, "bitonic_merge": tl.bitonic_merge}
 
 
-def _topk(numbers: Any, k: Any) -> Any:
-    """The interpreter makes every exchange of the library's sort one by one; NumPy sorts at once."""
-    data = np.sort(numbers.handle.data, axis=-1)[..., ::-1][..., : int(k)].copy()
-    shape = tl.block_type(numbers.dtype.scalar, list(data.shape))
-    return tl.tensor(TensorHandle(data, numbers.handle.dtype), shape)
+def _as_tensor(data: Any, like: Any) -> Any:
+    return tl.tensor(
+        TensorHandle(data, like.handle.dtype), tl.block_type(like.dtype.scalar, list(data.shape))
+    )
+
+
+def _sort(numbers: Any) -> Any:
+    return _as_tensor(np.sort(numbers.handle.data, axis=-1), numbers)
+
+
+def _bitonic_merge(numbers: Any, descending: Any = False) -> Any:
+    """The same exchanges: what is no bitonic sequence is not sorted."""
+    data = numbers.handle.data
+    step = data.shape[-1] // 2
+    while step:
+        pairs = data.reshape(*data.shape[:-1], -1, 2, step)
+        smaller, larger = pairs.min(axis=-2), pairs.max(axis=-2)
+        data = np.stack([larger, smaller] if descending else [smaller, larger], axis=-2).reshape(data.shape)
+        step //= 2
+    return _as_tensor(data, numbers)
 
 
 @pytest.fixture(autouse=True)
 def _fast_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tl, "topk", _topk)
+    """The interpreter makes every exchange of the library's sorts one by one; NumPy many at once."""
+    monkeypatch.setattr(tl, "sort", _sort)
+    monkeypatch.setattr(tl, "bitonic_merge", _bitonic_merge)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -61,7 +78,7 @@ def of_the_cpu_kernels(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tenso
 
 @pytest.mark.parametrize(
     ("tokens", "heads", "n", "width", "k", "spread"),
-    [(17, 1, 70, 3, 7, 2), (3, 2, 20, 20, 8, 50), (2, 2, 9, 2, 9, 0)],
+    [(17, 1, 70, 3, 7, 2), (3, 2, 20, 20, 8, 50), (2, 2, 9, 2, 9, 0), (2, 1, 45, 200, 40, 1)],
 )
 def test_selection_with_ties_is_that_of_the_cpu(
     tokens: int, heads: int, n: int, width: int, k: int, spread: int
@@ -76,8 +93,9 @@ def test_selection_with_ties_is_that_of_the_cpu(
         assert torch.equal(rows, expected_rows)
 
 
-def test_selection_with_the_sort_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tl, "topk", _librarys_topk)
+def test_selection_with_the_sorts_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, function in _librarys.items():
+        monkeypatch.setattr(tl, name, function)
     queries, sub_keys = (
         torch.ones(1, 1, 2, 1),
         torch.tensor([1.0, 3, 2]).repeat(1, 2, 1)[..., None].contiguous(),
@@ -100,6 +118,11 @@ def test_selection_of_infinite_and_broken_scores() -> None:
     assert torch.equal(rows, expected_rows)
 
 
+ADVERSARIAL = [
+    "equal", "ascending", "descending", "one group", "few values", "infinite", "infinities that cancel", "largest", "one NaN"
+]  # fmt: skip
+
+
 def adversarial(kind: str, n: int) -> Tensor:
     """Scores of one half `[n]`, whole numbers, which one query of width 1 gets."""
     scores = {
@@ -110,26 +133,16 @@ def adversarial(kind: str, n: int) -> Tensor:
         "few values": torch.arange(n) % 3,
         "infinite": torch.where(torch.arange(n) % 5 == 1, -torch.inf, torch.arange(n) * 1.0),
         "infinities that cancel": torch.where(torch.arange(n) == 2, torch.inf, torch.zeros(n)),
+        "largest": (2 - 2.0**-12) * 2.0**127 - torch.arange(n) * 2.0**108,
         "one NaN": torch.where(torch.arange(n) == n - 1, torch.nan, torch.arange(n) * 1.0),
     }
     return scores[kind].float()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("n", "k"), [(16, 1), (200, 32), (330, 64)])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "equal",
-        "ascending",
-        "descending",
-        "one group",
-        "few values",
-        "infinite",
-        "infinities that cancel",
-        "one NaN",
-    ],
-)
+@pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_selection_of_adversarial_scores(kind: str, n: int, k: int) -> None:
     sub_keys = torch.stack([adversarial(kind, n), adversarial(kind, n).flip(0)])[
         None, :, :, None
@@ -142,6 +155,44 @@ def test_selection_of_adversarial_scores(kind: str, n: int, k: int) -> None:
         expected_rows, expected = other(queries, sub_keys, k)
         torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(rows, expected_rows)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("kind", ["equal", "infinite", "one NaN"])
+def test_nothing_is_written_beyond_a_scratch_line(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    n, k, guard, empty, guarded = 200, 32, 0x0123456789ABCDEF, torch.empty, []
+
+    def guarded_empty(*shape: int, dtype: Any = None, **named: Any) -> Tensor:
+        if dtype != torch.int64:
+            return empty(*shape, dtype=dtype, **named)
+        guarded.append(torch.full((3, *shape), guard))
+        return guarded[-1][1]
+
+    monkeypatch.setattr(best_of_halves, "_programs", lambda *_: 1)
+    monkeypatch.setattr(torch, "empty", guarded_empty)
+    sub_keys = adversarial(kind, n).expand(1, 2, n)[..., None].contiguous()
+    selection.select(torch.ones(3, 1, 2, 1), sub_keys, k)
+    rows, lines = guarded
+    assert (lines[1] != guard).any()  # this is what was written to
+    for numbers in (rows, lines):
+        assert (numbers[[0, 2]] == guard).all()
+
+
+def test_a_bound_allows_for_what_high_parts_leave_out() -> None:
+    # High parts, of 11 bits, make the first 16 scores 2, below the others' 2 + unit; with the low parts they are the best.
+    unit, n, k = 2.0**-10, 64, 16
+    sub_keys = torch.tensor([1 + 0.51 * unit, 1.0]).repeat(n, 1)
+    sub_keys[:k] = 1 + 0.49 * unit
+    sub_keys = torch.stack([sub_keys, torch.zeros(n, 2)])[None]
+    rows, scores = selection.select(torch.ones(1, 1, 2, 2), sub_keys, k)
+    assert torch.equal(scores[0, 0], sub_keys[0, 0, 0].sum().expand(k))
+    assert rows[0, 0].tolist() == list(range(k))  # all with the first of the other half
+
+
+def test_queries_too_wide_for_shared_memory_are_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "best_of_halves", lambda *_: pytest.fail("no room"))
+    queries, sub_keys = torch.ones(1, 1, 2, 257), torch.ones(1, 2, 4, 257)
+    assert selection.select(queries, sub_keys, 2)[1].tolist() == [[[514, 514]]]
 
 
 @pytest.mark.parametrize(("tokens", "n", "width"), [(70, 512, 64), (3, 2048, 100), (0, 64, 16)])
