@@ -1,9 +1,10 @@
 """The `gpu` benchmark: tokens/s by placement of the table and by its size, and the kernels against their floors.
 
 First all ways to train at the size that decides `host_over_gpu_table`; then the ceilings of the device and the bus, and the
-kernels; then the other sizes. A table that has no room as float32 with Adam is one of bfloat16 with row-wise Adam, a sixth
-as large. What has no room, what fails, and what would end after eight minutes is left out and named as missing; after each
-case the results so far are kept. gpu_steps.py, gpu_kernels.py and gpu_ceilings.py say what is measured.
+kernels; then the other sizes. A table that has no room as float32 with Adam is one of bfloat16 with row-wise Adam, half as
+large, or else with row-wise Adagrad, a sixth. What has no room, what fails, and what would end after eight minutes (as the
+cases before it let expect: none is broken off) is left out and named as missing; after each case the results so far are
+kept. gpu_steps.py, gpu_kernels.py and gpu_ceilings.py say what is measured.
 
 Without a GPU there are no figures. `--device cpu --quick` runs all of it at tiny sizes on the CPU, only to show that it
 works.
@@ -13,13 +14,15 @@ from __future__ import annotations
 
 import gc
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from benchmarks.cases import Cases, Keep
+from benchmarks.device_waits import ONE_COPY
 from benchmarks.gpu_ceilings import measure_ceilings
-from benchmarks.gpu_kernels import KernelSize, measure_kernels
+from benchmarks.gpu_kernels import FLOAT32, KernelSize, measure_kernels
 from benchmarks.gpu_steps import CACHED, GPU, HOST, StepSize, Table, Way, measure_steps
 from benchmarks.machine import available_bytes, resident_bytes
 from benchmarks.results import BenchmarkRun, Recorder
@@ -30,7 +33,8 @@ from memory_store.table import part_bytes
 from memory_store.table_spec import OptimizerSpec, TableSpec
 
 LIMIT_S = 450.0  # of eight minutes; Python and the device take some seconds to start
-RATIO = "host_over_gpu_table"
+RATIO, SHARE, WAITS = "host_over_gpu_table", "kernel_share_of_floor", "waits_for_the_device"
+_NO_GPU = "there is no GPU here"
 _SHARE_OF_ROOM = 0.9  # the model and its activations need some too
 _FIRST_CASE_S = 30.0  # kernels are compiled in it
 
@@ -69,7 +73,9 @@ def ways_of(placement: str, *, every: bool, compiled: bool) -> list[Way]:
     precisions = ("float32", "bfloat16") if every else ("float32",)
     kinds = ("eager", "compiled") if every and compiled else ("eager",)
     ways = [Way(placement, precision, dense) for dense in kinds for precision in precisions]
-    return ways if placement == GPU else [*ways, Way(CACHED)]
+    if placement == GPU:
+        return ways
+    return [*ways, *[Way(HOST, look_ahead=True)] * every, Way(CACHED)]
 
 
 @dataclass
@@ -102,12 +108,15 @@ def run(
     size = TINY if device.type == "cpu" else size
     cases = Cases(Recorder("gpu", quick=quick), limit_s, keep)
     cases.recorder.missing(RATIO, "no size was measured with both placements")
+    for ratio in (SHARE, WAITS):
+        cases.recorder.missing(ratio, "nothing was measured" if device.type == "cuda" else _NO_GPU)
     measured = _Measured()
     first, *others = size.table_bits
     _measure_size(cases, measured, size, device, first, host_bytes, all_ways=True)
     cases.run("kernels", lambda: _measure_kernels(cases, size, device), expected_s=_FIRST_CASE_S)
     for bits in others:
         _measure_size(cases, measured, size, device, bits, host_bytes, all_ways=False)
+    _set_ratios(cases.recorder, device)
     return cases.recorder.finish()
 
 
@@ -169,21 +178,41 @@ def _compare(
             recorder.add("speed over a table on the device", "ratio", [ratio], **way.case(spec))
     both = [bits for way, bits in measured.rates if way == Way(HOST) and (Way(GPU), bits) in measured.rates]
     if device.type != "cuda":
-        recorder.missing(RATIO, "there is no GPU here")
+        recorder.missing(RATIO, _NO_GPU)
     elif both:
         recorder.ratio(RATIO, measured.rates[Way(HOST), max(both)] / measured.rates[Way(GPU), max(both)])
+
+
+def _set_ratios(recorder: Recorder, device: torch.device) -> None:
+    """Those of the worst kernel and of the worst way to train. Of a kernel's floors the longest counts."""
+    run = recorder.so_far()
+    shares: dict[object, float] = {}
+    for found in run.find("share of the floor"):
+        if found.case["floor"] != FLOAT32:  # tensor cores make a selection's products
+            kernel = found.case["kernel"]
+            shares[kernel] = max(shares.get(kernel, 0.0), found.median)
+    waits: Counter[object] = Counter()
+    for found in run.find("waits"):
+        if found.case["kind"] != ONE_COPY:
+            waits[found.case["placement"], found.case["rows"]] += int(found.median)
+    if device.type == "cuda" and shares:
+        recorder.ratio(SHARE, min(shares.values()))
+    if device.type == "cuda" and run.find("waits"):
+        recorder.ratio(WAITS, max(waits.values()))
 
 
 # ---- room --------------------------------------------------------------------------------------------------------
 
 
 def spec_with_room(bits: int, dim: int, room: float) -> TableSpec:
-    """A table of 2**bits rows: float32 with Adam if `room` bytes suffice for that, else bfloat16 with row-wise Adam."""
+    """A table of 2**bits rows: float32 with Adam, or else what `room` bytes suffice for; see the module."""
+    rowwise_adam = OptimizerSpec("rowwise_adam", betas=VALUES.betas, eps=VALUES.eps)
     wide = TableSpec("memory", 1 << bits, dim, optimizer=VALUES)
-    if sum(part_bytes(wide, Placement.even(1), 0)) <= room:
-        return wide
-    narrow = OptimizerSpec("rowwise_adam", betas=VALUES.betas, eps=VALUES.eps)
-    return TableSpec("memory", 1 << bits, dim, dtype="bfloat16", optimizer=narrow)
+    half = TableSpec("memory", 1 << bits, dim, dtype="bfloat16", optimizer=rowwise_adam)
+    for spec in (wide, half):
+        if sum(part_bytes(spec, Placement.even(1), 0)) <= room:
+            return spec
+    return replace(half, optimizer=OptimizerSpec("rowwise_adagrad"))
 
 
 def room_on_host(host_bytes: int | None) -> float:

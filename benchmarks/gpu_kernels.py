@@ -21,6 +21,7 @@ from benchmarks.device_clock import seconds_on
 from benchmarks.gpu_ceilings import Ceilings
 from benchmarks.training_steps import LEARNING_RATE, VALUES
 from workers.gpu import pooling, row_update, selection
+from workers.gpu.row_gradients import RowGradients, sort_floor_bytes
 
 BYTES, FLOAT32, TF32 = "bytes", "float32 operations", "three TF32 products"
 
@@ -65,17 +66,28 @@ def measure_kernels(cases: Cases, size: KernelSize, device: torch.device, ceilin
         torch.zeros(size.rows, dtype=torch.int32, device=device),
     )
     bags = torch.arange(chosen.numel(), device=device) // entries
-    gradients = row_update.RowGradients(chosen.flatten(), bags, weights.flatten(), gradient)
     one = torch.ones((), device=device)
+
+    def gradients_of(rows: Tensor) -> RowGradients:
+        return RowGradients(rows, bags, weights.flatten(), gradient, size.rows)
+
+    evenly = gradients_of(chosen.flatten())
+    # As text reads rows: few of them often. The first gets one entry of K^(1/3).
+    unevenly = gradients_of(
+        (size.rows * torch.rand(bags.shape, generator=generator, device=device) ** 3).long()
+    )
 
     pooled = pooling.pooling_floor_bytes(tokens, entries, dim)
     summed = pooling.sum_floor_bytes(of_halves, sub_keys_chosen.numel(), size.width)
     squared = row_update.floor_bytes(chosen.numel(), 0, dim, 0)
-    updated = row_update.floor_bytes(chosen.numel(), chosen.unique().numel(), dim, sum(widths))
+    updated, updated_unevenly = (
+        row_update.floor_bytes(entries.rows.numel(), entries.rows.unique().numel(), dim, sum(widths))
+        for entries in (evenly, unevenly)
+    )
     selected = selection.floor_bytes(tokens, size.heads, size.sub_keys, size.width, size.k)
     scored = selection.floor_operations(tokens, size.heads, size.sub_keys, size.width)
 
-    def update() -> None:
+    def update(gradients: RowGradients) -> None:
         row_update.update_rows(
             VALUES, table, gradients, step=1, learning_rate=LEARNING_RATE, scale=one, seed=0
         )
@@ -106,8 +118,10 @@ def measure_kernels(cases: Cases, size: KernelSize, device: torch.device, ceilin
         summed,
         lambda: pooling.sum_by_row(of_halves, sub_keys_chosen, their_weights, query_rows),
     )
-    measure("row update", updated, update)
-    measure("squared norm", squared, lambda: row_update.squared_norm(gradients, size.rows))
+    measure("sort by row", sort_floor_bytes(bags.numel()), lambda: gradients_of(chosen.flatten()).by_row)
+    measure("row update", updated, lambda: update(evenly))
+    measure("row update, few rows often", updated_unevenly, lambda: update(unevenly))
+    measure("squared norm", squared, lambda: row_update.squared_norm(evenly))
     measure("selection", selected, lambda: selection.select(queries, sub_keys, size.k), operations=scored)
     measure(
         "selection: all scores",

@@ -4,7 +4,10 @@ A step is that of benchmarks/training_steps.py, by wall clock, the device waited
 for, the sum is more than the step. Also recorded: memory of the device and of the host, how often a step waits for the device
 (device_waits.py, and torch.cuda.set_sync_debug_mode beside it), and of copies the share of different rows that had one.
 
-All ways of one placement read one table, as a large one takes long to fill: it is what the way before has left.
+All ways of one placement read one table, as a large one takes long to fill: it is what the way before has left. The shards
+are in the trainer's process, as with `store.carrier: in_process`: what shards in processes of their own cost besides is the
+business of the benchmark `step`. With look-ahead the query of the memory is taken half of the layers before its answer is
+needed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from benchmarks.cases import Cases
 from benchmarks.device_clock import seconds_on, timed_part
 from benchmarks.device_waits import count_waits
 from benchmarks.machine import resident_bytes
-from benchmarks.training_steps import LEARNING_RATE, Batch, TrainedModel
+from benchmarks.training_steps import LEARNING_RATE, Batch, Part, TrainedModel, untimed
 from memory_store.client import StoreClient
 from memory_store.opening import in_process_store
 from memory_store.placement import Placement
@@ -46,13 +49,15 @@ class Way:
     placement: str
     precision: str = "float32"  # or "bfloat16", by autocast
     dense: str = "eager"  # or "compiled"
+    look_ahead: bool = False
 
     def case(self, spec: TableSpec) -> dict[str, str | int]:
         """What tells its measurements from others: what is not the default is named."""
         chosen = [self.placement, *[self.precision] * (self.precision != "float32")]
+        chosen += [self.dense] * (self.dense != "eager") + ["look-ahead"] * self.look_ahead
         rows = f"2^{spec.rows.bit_length() - 1}"
         return {
-            "placement": ", ".join(chosen + [self.dense] * (self.dense != "eager")),
+            "placement": ", ".join(chosen),
             "rows": rows if spec.dtype == "float32" else f"{rows}, {spec.dtype}, {spec.optimizer.kind}",
         }
 
@@ -107,20 +112,21 @@ def measure_steps(cases: Cases, size: StepSize, device: torch.device, way: Way, 
     drawn = [
         Batch.drawn(size.sequences, size.sequence_length, size.vocabulary_size, seed) for seed in range(4)
     ]
-    batches = [Batch(batch.tokens.to(device), batch.targets.to(device)) for batch in drawn]
-    for batch in batches[:2]:
-        trained.step(batch)
-    seconds = [
-        seconds_on(device, lambda batch=batches[step % 4]: trained.step(batch)) for step in range(size.steps)
-    ]
+
+    def step(number: int, part: Part = untimed) -> None:
+        trained.step(drawn[number % 4].on(device), part)
+
+    for number in range(2):
+        step(number)
+    seconds = [seconds_on(device, partial(step, number)) for number in range(size.steps)]
     trained.settle()
     tokens = size.sequences * size.sequence_length
     rate = recorder.add("training rate", "tokens/s", [tokens / second for second in seconds], **case)
     recorder.add("step", "ms", [1e3 * second for second in seconds], **case)
 
     parts: dict[str, list[float]] = {}
-    for step in range(size.steps_in_parts):
-        trained.step(batches[step % 4], partial(timed_part, device, parts))
+    for number in range(size.steps_in_parts):
+        step(number, partial(timed_part, device, parts))
     for name, taken in parts.items():
         recorder.add("part of a step", "ms", [1e3 * second for second in taken], part=name, **case)
     if isinstance(handle, CachedTable):
@@ -130,10 +136,8 @@ def measure_steps(cases: Cases, size: StepSize, device: torch.device, way: Way, 
         recorder.add("device memory", "GB", [torch.cuda.max_memory_allocated() / 1e9], **case)
         page_locked = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
         recorder.add("page-locked memory", "GB", [page_locked / 1e9], **case)
-        recorder.add(
-            "waits that torch tells of", "calls", [_told_waits(lambda: trained.step(batches[0]))], **case
-        )
-    for kind, calls in count_waits(lambda: trained.step(batches[0]), device).items():
+        recorder.add("waits that torch tells of", "calls", [_told_waits(partial(step, 0))], **case)
+    for kind, calls in count_waits(partial(step, 0), device).items():
         recorder.add("waits", "calls", [float(calls)], kind=kind, **case)
     trained.settle()
     return rate.median
@@ -145,7 +149,13 @@ def _model(
     sub_keys = 1 << handle.rows.bit_length() // 2
     model = Transformer(
         ModelSpec(layers=size.layers, dim=size.dim, heads=4),
-        MemorySpec(layers=(2,), sub_keys=sub_keys, heads=4, k=min(32, sub_keys)),
+        MemorySpec(
+            layers=(size.layers // 2 + 1,),
+            sub_keys=sub_keys,
+            heads=4,
+            k=min(32, sub_keys),
+            look_ahead=size.layers // 2 if way.look_ahead else 0,
+        ),
         size.vocabulary_size,
         {handle.name: handle},
         0,

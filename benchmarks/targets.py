@@ -209,4 +209,12 @@ TARGETS = (
         at_least=False,
     ),
     Target("gpu", "host_over_gpu_table", 0.92, "tokens/s, table in host shards over table in GPU memory"),
+    Target("gpu", "kernel_share_of_floor", 0.6, "time of a kernel's floor over its time, worst kernel"),
+    Target(
+        "gpu",
+        "waits_for_the_device",
+        0,
+        "calls in a step that wait for all that the GPU was given, most of all ways to train",
+        at_least=False,
+    ),
 )

@@ -18,7 +18,7 @@ from benchmarks.plain_memory import PlainMemory
 from memory_store.client import StoreClient
 from memory_store.table_handle import TableHandle
 from memory_store.table_spec import OptimizerSpec, TableSpec
-from workers.gpu.transfers import numbers_of
+from workers.gpu.transfers import numbers_of, transfers
 from workers.job_spec import ModelSpec
 from workers.memory_layer import MemoryLayer
 from workers.memory_spec import MemorySpec
@@ -33,7 +33,7 @@ VALUES = OptimizerSpec("adam", betas=(0.9, 0.999), eps=1e-8)
 Part = Callable[[str], AbstractContextManager[object]]
 
 
-def _untimed(name: str) -> AbstractContextManager[object]:
+def untimed(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
@@ -43,6 +43,11 @@ class Batch:
 
     tokens: Tensor
     targets: Tensor
+
+    def on(self, device: torch.device) -> Batch:
+        """This batch on its way to `device`, as a trainer sends it."""
+        copies = transfers(device)
+        return Batch(copies.to_device(self.tokens.numpy()), copies.to_device(self.targets.numpy()))
 
     @staticmethod
     def drawn(sequences: int, length: int, vocabulary_size: int, seed: int) -> Batch:
@@ -75,7 +80,7 @@ class TrainedModel:
         self._model, self._dense, self._apply, self.settle = model, dense, apply, settle
         self._optimizer = torch.optim.AdamW(dense, LEARNING_RATE, betas=BETAS, weight_decay=0.0)
 
-    def step(self, batch: Batch, part: Part = _untimed) -> float:
+    def step(self, batch: Batch, part: Part = untimed) -> float:
         """One training step, as workers/training.py makes it; returns the loss. `part` is entered round each of its parts."""
         self._model.train()
         self._optimizer.zero_grad(set_to_none=not self._keeps_gradients)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from workers.gpu.entry_groups import group_entries
 from workers.gpu.pooling import pool, weight_gradient
-from workers.gpu.row_update import RowGradients, RowTensors, update_rows
+from workers.gpu.row_gradients import RowGradients
+from workers.gpu.row_update import RowTensors, update_rows
 from workers.job_spec import JobSpec
 from workers.plan_clock import Stopwatch, repeat
 from workers.plan_costs import DeviceCosts
@@ -71,10 +72,11 @@ def device_costs(job: JobSpec) -> DeviceCosts:
     last_step = torch.zeros(rows, dtype=torch.int32, device=device)
     table = RowTensors(torch.zeros(rows, spec.dim, dtype=dtype, device=device), first, second, last_step)
     bag_of_entry = torch.arange(chosen.numel(), device=device) // per_bag
-    entries = RowGradients(chosen.flatten(), bag_of_entry, weights.flatten(), gradient)
     one = torch.ones((), device=device)
 
     def update() -> None:
+        # Anew, since a step's entries are sorted once.
+        entries = RowGradients(chosen.flatten(), bag_of_entry, weights.flatten(), gradient, rows)
         update_rows(spec.optimizer, table, entries, step=1, learning_rate=1e-3, scale=one, seed=0)
 
     clock = Stopwatch()

@@ -45,10 +45,11 @@ def test_it_measures_what_it_promises_and_keeps_it_case_by_case(tmp_path: Path) 
     run = run_benchmark("gpu", quick=True, device_name="cpu", host_bytes=8 * 10**9, keep=keep)
     assert kept == sorted(kept)
     assert kept[0] > 0
-    assert run.missing.pop("host_over_gpu_table") == "there is no GPU here"
+    for target in ("host_over_gpu_table", "kernel_share_of_floor", "waits_for_the_device"):
+        assert run.missing.pop(target) == "there is no GPU here"
     assert run.missing.keys() <= {"transfers", "kernels of FBGEMM"}
 
-    first = {"host", "cached", "gpu", "host, bfloat16", "gpu, bfloat16"}
+    first = {"host", "cached", "gpu", "host, bfloat16", "gpu, bfloat16", "host, look-ahead"}
     assert values(run, "training rate", "placement") == first
     for bits, placements in (("2^10", first), ("2^8", {"host", "cached", "gpu"})):
         for what in ("training rate", "step", "part of a step", "host memory", "waits"):
@@ -60,7 +61,10 @@ def test_it_measures_what_it_promises_and_keeps_it_case_by_case(tmp_path: Path) 
     (hits,) = (found.median for found in run.find("hit rate", rows="2^10"))
     assert 0 < hits < 1
 
-    ours = {"pool", "weight gradient", "sum by row", "row update", "squared norm", "selection"}
+    ours = {
+        *("pool", "weight gradient", "sum by row", "selection"),
+        *("sort by row", "row update", "row update, few rows often", "squared norm"),
+    }
     assert values(run, "share of the floor", "kernel") == ours
     assert {found.case["floor"] for found in run.find("share of the floor", kernel="selection")} == {
         gpu_kernels.BYTES,
@@ -135,6 +139,22 @@ def test_the_deciding_ratio_is_of_the_largest_size_that_both_have() -> None:
     assert alone.so_far().ratios == {}
 
 
+def test_the_worst_kernel_and_the_worst_way_decide() -> None:
+    recorder, cuda = Recorder("gpu", quick=True), torch.device("cuda")
+    for kernel, floor, share in [
+        ("pool", gpu_kernels.BYTES, 0.9),
+        ("selection", gpu_kernels.BYTES, 0.1),
+        ("selection", gpu_kernels.TF32, 0.7),
+        ("selection", gpu_kernels.FLOAT32, 1.5),
+    ]:
+        recorder.add("share of the floor", "share", [share], kernel=kernel, floor=floor)
+    for placement, calls in (("host", (7, 0, 1)), ("gpu", (1, 2, 3))):
+        for kind, count in zip(KINDS, calls, strict=True):
+            recorder.add("waits", "calls", [float(count)], kind=kind, placement=placement, rows="2^20")
+    gpu._set_ratios(recorder, cuda)
+    assert recorder.so_far().ratios == {"kernel_share_of_floor": 0.7, "waits_for_the_device": 5}
+
+
 def test_without_time_everything_is_missing(tmp_path: Path) -> None:
     run = tiny(limit_s=0, keep=lambda run: run.save(tmp_path / "gpu.json"))
     assert run.measurements == ()
@@ -168,7 +188,8 @@ def test_copies_of_hot_rows_come_last(every: bool, compiled: bool) -> None:
     on_host = gpu.ways_of(HOST, every=every, compiled=compiled)
     assert on_host[-1] == Way(CACHED)
     on_device = gpu.ways_of(GPU, every=every, compiled=compiled)
-    others = [(way.precision, way.dense) for way in on_host[:-1]]
+    others = [(way.precision, way.dense) for way in on_host[:-1] if not way.look_ahead]
+    assert len(on_host) == len(others) + 1 + every
     assert others == [(way.precision, way.dense) for way in on_device]
     assert len(others) == (4 if every and compiled else 2 if every else 1)
     assert {way.placement for way in on_host[:-1]} == {HOST}
@@ -183,10 +204,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_without_room_for_adam_is_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "available_bytes", lambda: 10**9)
     room = gpu.room_on_host(None)
-    found = [gpu.spec_with_room(bits, 512, room) for bits in (16, 18)]  # Adam: 6 kB a row
+    found = [gpu.spec_with_room(bits, 512, room) for bits in (16, 18, 19)]  # Adam: 6 kB a row
     assert [(spec.dtype, spec.optimizer.kind) for spec in found] == [
         ("float32", "adam"),
         ("bfloat16", "rowwise_adam"),
+        ("bfloat16", "rowwise_adagrad"),
     ]
     assert gpu.room_on_host(300 * 10**9) > 100e9  # as one has told, not Linux
 

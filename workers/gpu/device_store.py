@@ -43,7 +43,8 @@ from memory_store.table_spec import TableSpec
 from memory_store.table_steps import StepResult, check_step, clip_scales
 from workers.gpu.device_peers import Alone, Peers, gathered_padded
 from workers.gpu.pooling import pool, weight_gradient
-from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
+from workers.gpu.row_gradients import RowGradients
+from workers.gpu.row_update import RowTensors, squared_norm, update_rows
 from workers.gpu.transfers import numbers_of
 from workers.tensor_tables import TensorTable
 
@@ -155,7 +156,7 @@ class DeviceStore(StoreClient):
         if clip_norms:
             norms = dict.fromkeys(self.specs, 0.0)
             for name, rows in gradients.items():
-                squares = self.peers.total(squared_norm(rows, self._rows[name].values.shape[0]))
+                squares = self.peers.total(squared_norm(rows))
                 norms[name] = mean * numbers_of(squares.sqrt())()[0]
             scales = dict(zip(norms, clip_scales(norms, clip_norms, self.version), strict=True))
         for name, rows in gradients.items():
@@ -276,7 +277,9 @@ class DeviceLookup:
         rows = (
             entries.rows if entries.here is None else torch.where(entries.here, entries.rows, values.shape[0])
         )
-        contributions = RowGradients(rows.flatten(), bag_of_entry, entries.weights.flatten(), gradient)
+        contributions = RowGradients(
+            rows.flatten(), bag_of_entry, entries.weights.flatten(), gradient, values.shape[0]
+        )
         self._store.contribute_rows(self._table, contributions)
 
         def finish() -> Tensor:
@@ -319,4 +322,5 @@ def _joined(parts: Sequence[RowGradients]) -> RowGradients:
         torch.cat(numbers),
         torch.cat([part.weights for part in parts]),
         torch.cat([part.vectors for part in parts]),
+        parts[0].table_rows,
     )

@@ -1,14 +1,13 @@
 """Weighted sums of rows of a table in GPU memory, and both gradients of them.
 
-A *bag* is what one token reads: M row numbers and M weights. Forward, one program makes one bag's sum, column block by column
-block; backward, one makes the M products of a bag's rows with its output gradient. The gradient of the rows is summed row
-by row: entries are sorted by row, entries of one row in their order, and one program sums each row's, so that a run repeats
-bit for bit (atomic additions would not). A row's gradient is the sum over its entries of weight * output gradient of the bag.
+A *bag* is what one token reads: M row numbers and M weights. Forward, one program makes one bag's sum, column block by
+column block; backward, one makes the M products of a bag's rows with its output gradient. A row's gradient is the sum over
+its entries of weight * output gradient of the bag; entries are sorted by row and summed in pieces (row_gradients.py).
 
 A program of the first two is one warp, whose threads wait for no others, and reads TILE numbers of several rows at a time:
 128 bytes a thread in float32. The registers of a multiprocessor suffice for 20 such warps and more: 80 KiB under way, where
-bandwidth times latency asks for about 20 (an H100: 3.3 TB/s over 132 multiprocessors, 0.8 us). Rows of many entries, as those
-of sub-keys are, are summed by ROW_WARPS warps together.
+bandwidth times latency asks for about 20 (an H100: 3.3 TB/s over 132 multiprocessors, 0.8 us). Sub-keys have hundreds of
+entries each: a piece is of ROW_PIECE, summed by ROW_WARPS warps together.
 
 Sums are float32 under autocast too. On the CPU the kernels of the shards pool, so that sums there are theirs, bit for bit.
 
@@ -17,7 +16,7 @@ Rows are float32, or bfloat16 (sums are float32). Row numbers are not checked: w
 Floor, bytes over bandwidth, with b bytes of a stored number, every entry reading its row (no cache):
     pool              N D b + 12 N + 4 T D
     weight_gradient   N D b + 12 N + 4 T D
-    sum_by_row        4 N D + 16 N + 4 K D   (the sort, 16 N a pass, comes besides)
+    sum_by_row        4 N D + 16 N + 4 K D   (the sort comes besides: row_gradients.py)
 Letters: T bags, M entries of a bag, N = T M, K rows, D columns.
 """
 
@@ -33,11 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_store.kernels import pool_rows, weight_gradients
-from workers.gpu.compilation import kernel, kernels_run_on, power_of_two, tl
+from workers.gpu.compilation import kernel, kernel_for_any, kernels_run_on, power_of_two, tl
+from workers.gpu.row_gradients import RowGradients, sum_of_row
 
 COLUMNS_MAX, ENTRIES_MAX = 1024, 32  # of a program at a time
 TILE = 1024  # numbers that a warp reads at a time
-ROW_WARPS = 4
+ROW_WARPS, ROW_PIECE = 4, 512
 
 
 def pooling_floor_bytes(bags: int, per_bag: int, dim: int, item_bytes: int = 4) -> int:
@@ -133,16 +133,18 @@ def sum_by_row(count: int, rows: Tensor, weights: Tensor, vectors: Tensor) -> Te
     """
     if not kernels_run_on(vectors.device):
         return sum_by_row_reference(count, rows, weights, vectors)
-    dim = vectors.shape[1]
-    out = torch.empty(count, dim, device=vectors.device)
-    by_row, order = rows.flatten().sort(stable=True)
-    bag_of_entry, weight_of_entry = order // max(1, rows.shape[1]), weights.flatten()[order]
-    ends = torch.searchsorted(by_row, torch.arange(count, device=by_row.device), right=True)
-    entries, columns = _tile(max(1, rows.numel()), dim, ROW_WARPS * TILE)
-    _sum_kernel[(count, -(-dim // columns))](
-        ends, bag_of_entry, weight_of_entry, vectors.contiguous(), out, dim,
-        E=entries, C=columns, num_warps=ROW_WARPS,
-    )  # fmt: skip
+    dim, entries = vectors.shape[1], rows.numel()
+    out = torch.zeros(count, dim, device=vectors.device)
+    if entries and dim:
+        bags = torch.arange(entries, device=rows.device) // rows.shape[1]
+        gradients = RowGradients(rows.flatten(), bags, weights.flatten(), vectors, count)
+        columns = power_of_two(dim)
+        at_once = min(ENTRIES_MAX, max(1, ROW_WARPS * TILE // columns))
+        by_row = gradients.sorted_by_row(ROW_PIECE, at_once, ROW_WARPS)
+        begins = torch.searchsorted(by_row.rows, torch.arange(count, device=rows.device))
+        _sum_kernel[(count,)](
+            *by_row, begins, out, entries, dim, P=ROW_PIECE, E=at_once, C=columns, num_warps=ROW_WARPS
+        )
     return out
 
 
@@ -198,17 +200,14 @@ def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + bag * per_bag + entry, tl.sum(product, axis=1), mask=entry < per_bag)
 
 
-@kernel
+@kernel_for_any("entries")
 def _sum_kernel(  # type: ignore[no-untyped-def]
-    ends, bags, weights, vectors, out, dim, E: tl.constexpr, C: tl.constexpr
-):
+    by_row, bags, weights, vectors, piece_sums, begins, out, entries, dim,
+    P: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * C + tl.arange(0, C)
-    end = tl.load(ends + row)
-    total = tl.zeros((E, C), tl.float32)
-    for begin in range(tl.load(ends + row - 1, mask=row > 0, other=0), end, E):
-        entry = begin + tl.arange(0, E)
-        bag = tl.load(bags + entry, mask=entry < end, other=0)
-        weight = tl.load(weights + entry, mask=entry < end, other=0.0).to(tl.float32)
-        total += weight[:, None] * _rows_read(vectors, bag, entry < end, column, dim)
-    tl.store(out + row * dim + column, tl.sum(total, axis=0), mask=column < dim)
+    begin = tl.load(begins + row)
+    if tl.load(by_row + begin, mask=begin < entries, other=-1) == row:
+        total = sum_of_row(begin, row, by_row, bags, weights, vectors, piece_sums, entries, dim, P, E, C)
+        column = tl.arange(0, C)
+        tl.store(out + row * dim + column, total, mask=column < dim)

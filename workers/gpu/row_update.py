@@ -1,15 +1,14 @@
 """One optimizer step of the rows of a table in GPU memory that have a gradient; the formulas of memory_store/optimizers.py.
 
-Entries are sorted by row, those of one row in their order. The program of a row's first entry sums the row's gradient and
-updates values, state and `last_step`; the others end at once, so nobody has to know how many rows there are and nothing waits
-for the GPU. bfloat16 values are rounded stochastically with the random bits of memory_store/value_types.py. `scale`
-multiplies the gradients and lies on the device, so that clipping needs no wait either.
+A program looks at AT_ONCE entries of those sorted by row (row_gradients.py). Where a row begins it sums the row's gradient,
+and updates values, state and `last_step`; so nobody has to know how many rows there are, and nothing waits for the GPU.
+bfloat16 values are rounded stochastically with the random bits of memory_store/value_types.py. `scale` multiplies the
+gradients and lies on the device, so that clipping needs no wait either.
 
-A thread has 8 columns of a row, and reads those of ENTRIES vectors at a time, 128 bytes: as in pooling.py. However many
-entries a row has, one program sums them up.
+A thread has 8 columns of a row, and reads those of ENTRIES vectors at a time, 128 bytes: as in pooling.py.
 
 Floor, bytes over bandwidth, for N entries of U different rows, b bytes of a value, w numbers of state a row:
-    4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort, 16 N a pass, comes besides)
+    4 N D + 24 N + U (2 b D + 8 w + 4)      (the sort comes besides: row_gradients.py)
 """
 
 # `tl` is a module only where kernels run; elsewhere "tl.constexpr" names nothing.
@@ -24,8 +23,9 @@ from torch import Tensor
 
 from memory_store.table_spec import OptimizerSpec
 from workers.gpu.compilation import kernel, kernel_for_any, kernels_run_on, power_of_two, tl
+from workers.gpu.row_gradients import ENTRIES, PIECE, RowGradients, sum_of_row, warps_for
 
-ENTRIES = 4  # of a row that are read at a time
+AT_ONCE = 16
 _WORD = 0xFFFFFFFF
 # Their places are the numbers by which the kernel knows them.
 _KINDS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
@@ -41,35 +41,21 @@ class RowTensors:
     last_step: Tensor
 
 
-@dataclass(frozen=True)
-class RowGradients:
-    """Gradients by entry: row rows[e] gets weights[e] * vectors[vector_numbers[e]].
-
-    rows, vector_numbers int64 `[N]`, weights float32 `[N]`, vectors float32 `[V, D]`. Entries whose row is not below the
-    number of rows of the table are of rows that lie elsewhere, and are left out.
-    """
-
-    rows: Tensor
-    vector_numbers: Tensor
-    weights: Tensor
-    vectors: Tensor
-
-
 def floor_bytes(entries: int, distinct: int, dim: int, state_width: int, item_bytes: int = 4) -> int:
-    """Bytes that an update must move besides its sort; see the module."""
+    """Bytes that an update of sorted entries must move; see the module."""
     return entries * (4 * dim + 24) + distinct * (2 * item_bytes * dim + 8 * state_width + 4)
 
 
-def squared_norm(gradients: RowGradients, table_rows: int) -> Tensor:
+def squared_norm(gradients: RowGradients) -> Tensor:
     """Sum of squares of all rows' summed gradients: a float32 scalar on the device."""
     if not kernels_run_on(gradients.rows.device):
-        return _summed(gradients, table_rows)[1].square().sum()
+        return gradients.summed()[1].square().sum()
     entries, dim = gradients.rows.numel(), gradients.vectors.shape[1]
     squares = torch.zeros(entries, device=gradients.rows.device)
     if entries:
-        _squares_kernel[(entries,)](
-            *_by_row(gradients), squares, entries, table_rows, dim,
-            E=ENTRIES, C=power_of_two(dim), num_warps=_warps(dim),
+        _squares_kernel[(-(-entries // AT_ONCE),)](
+            *gradients.by_row, squares, entries, gradients.table_rows, dim,
+            B=AT_ONCE, P=PIECE, E=ENTRIES, C=power_of_two(dim), num_warps=warps_for(dim),
         )  # fmt: skip
     return squares.sum()
 
@@ -100,14 +86,14 @@ def update_rows(
     beta1, beta2 = optimizer.betas
     key = _step_key(seed, step)
     entries, dim = gradients.rows.numel(), table.values.shape[1]
-    _update_kernel[(entries,)](
-        *_by_row(gradients),
+    _update_kernel[(-(-entries // AT_ONCE),)](
+        *gradients.by_row,
         table.values, table.first_state, table.second_state, table.last_step, scale,
-        entries, table.values.shape[0], first_address, dim, step,
+        entries, gradients.table_rows, first_address, dim, step,
         key - (key >> 31 << 32),  # as a signed number: one type, one compilation
         learning_rate, _corrected(optimizer, step, learning_rate), 1 - beta1, 1 - beta2, optimizer.eps,
         KIND=_KINDS.index(optimizer.kind), ROUND=table.values.dtype == torch.bfloat16,
-        E=ENTRIES, C=power_of_two(dim), num_warps=_warps(dim),
+        B=AT_ONCE, P=PIECE, E=ENTRIES, C=power_of_two(dim), num_warps=warps_for(dim),
     )  # fmt: skip
 
 
@@ -123,7 +109,7 @@ def update_reference(
     first_address: int = 0,
 ) -> None:
     """`update_rows` in torch operations."""
-    rows, g = _summed(gradients, table.values.shape[0])
+    rows, g = gradients.summed()
     g = g * scale
     first, second = table.first_state[rows], table.second_state[rows]
     beta1, beta2 = optimizer.betas
@@ -154,17 +140,6 @@ def update_reference(
     table.last_step[rows] = step
 
 
-def _by_row(gradients: RowGradients) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows, vector numbers and weights of the entries sorted by row, and the vectors."""
-    by_row, order = gradients.rows.sort(stable=True)
-    return by_row, gradients.vector_numbers[order], gradients.weights[order], gradients.vectors.contiguous()
-
-
-def _warps(dim: int) -> int:
-    """Of a program with rows of `dim` numbers."""
-    return min(32, max(1, power_of_two(dim) // 256))
-
-
 def _corrected(optimizer: OptimizerSpec, step: int, learning_rate: float) -> float:
     """Adam's learning rate with the correction of both moments' start at zero."""
     beta1, beta2 = optimizer.betas
@@ -189,15 +164,6 @@ def _mixed_of(value: Tensor) -> Tensor:
     return value ^ value >> 16
 
 
-def _summed(gradients: RowGradients, table_rows: int) -> tuple[Tensor, Tensor]:
-    """The distinct rows of the table, ascending, and their gradients `[U, D]`."""
-    here = gradients.rows < table_rows
-    rows, group = torch.unique(gradients.rows[here], return_inverse=True)
-    contributions = gradients.weights[here, None] * gradients.vectors[gradients.vector_numbers[here]]
-    summed = gradients.vectors.new_zeros(rows.numel(), gradients.vectors.shape[1])
-    return rows, summed.index_add_(0, group, contributions)
-
-
 @kernel
 def _mix(value):  # type: ignore[no-untyped-def]  # Triton's language has no types to give
     value = (value ^ (value >> 16)) * 0x7FEB352D
@@ -205,88 +171,91 @@ def _mix(value):  # type: ignore[no-untyped-def]  # Triton's language has no typ
     return value ^ (value >> 16)
 
 
-@kernel
-def _sum_of_row(  # type: ignore[no-untyped-def]
-    begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E: tl.constexpr, C: tl.constexpr
-):
-    """The gradient of the row whose first entry is `begin`: `[C]`."""
-    column = tl.arange(0, C)
-    total = tl.zeros((C,), tl.float32)
-    this = row
-    while this == row:
-        entry = begin + tl.arange(0, E)
-        same = tl.load(by_row + entry, mask=entry < entries, other=-1) == row
-        number = tl.load(vector_numbers + entry, mask=same, other=0)
-        weight = tl.load(weights + entry, mask=same, other=0.0)
-        inside = same[:, None] & (column < dim)[None, :]
-        vector = tl.load(vectors + number[:, None] * dim + column[None, :], mask=inside, other=0.0)
-        total += tl.sum(weight[:, None] * vector, axis=0)
-        begin += E
-        this = tl.load(by_row + begin, mask=begin < entries, other=-1)
-    return total
-
-
 @kernel_for_any("entries")
 def _squares_kernel(  # type: ignore[no-untyped-def]
-    by_row, vector_numbers, weights, vectors, squares, entries, table_rows, dim,
-    E: tl.constexpr, C: tl.constexpr,
+    by_row, vector_numbers, weights, vectors, piece_sums, squares, entries, table_rows, dim,
+    B: tl.constexpr, P: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    begin = tl.program_id(0).to(tl.int64)
-    row = tl.load(by_row + begin)
-    if (row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1)) & (row < table_rows):
-        total = _sum_of_row(begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E, C)
-        tl.store(squares + begin, tl.sum(total * total, axis=0))
+    first = tl.program_id(0).to(tl.int64) * B
+    previous = tl.load(by_row + first - 1, mask=first > 0, other=-1)
+    for begin in range(first, tl.minimum(first + B, entries)):
+        row = tl.load(by_row + begin)
+        if (row != previous) & (row < table_rows):
+            total = sum_of_row(
+                begin, row, by_row, vector_numbers, weights, vectors, piece_sums, entries, dim, P, E, C
+            )
+            tl.store(squares + begin, tl.sum(total * total, axis=0))
+        previous = row
+
+
+@kernel
+def _update_row(  # type: ignore[no-untyped-def]
+    row, g, values, first_state, second_state, last_step, first_address, dim, step, step_key,
+    rate, corrected, one_minus_beta1, one_minus_beta2, eps,
+    KIND: tl.constexpr, ROUND: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """One step of `row` with the gradient g `[C]`."""
+    column = tl.arange(0, C)
+    inside = column < dim
+    mean_square = tl.div_rn(tl.sum(g * g, axis=0), tl.cast(dim, tl.float32))
+    change = rate * g
+    if KIND == 1:  # adagrad
+        s = tl.load(first_state + row * dim + column, mask=inside, other=0.0) + g * g
+        tl.store(first_state + row * dim + column, s, mask=inside)
+        change = tl.div_rn(rate * g, tl.sqrt_rn(s) + eps)
+    if KIND == 2:  # rowwise_adagrad
+        of_row = tl.load(first_state + row) + mean_square
+        tl.debug_barrier()  # every thread reads it, and one writes it
+        tl.store(first_state + row, of_row)
+        change = tl.div_rn(rate, tl.sqrt_rn(of_row) + eps) * g
+    if KIND >= 3:  # both kinds of Adam
+        m = tl.load(first_state + row * dim + column, mask=inside, other=0.0)
+        m += one_minus_beta1 * (g - m)
+        tl.store(first_state + row * dim + column, m, mask=inside)
+        if KIND == 3:
+            v = tl.load(second_state + row * dim + column, mask=inside, other=0.0)
+            v += one_minus_beta2 * (g * g - v)
+            tl.store(second_state + row * dim + column, v, mask=inside)
+            change = tl.div_rn(corrected * m, tl.sqrt_rn(v) + eps)
+        else:
+            v_of_row = tl.load(second_state + row)
+            tl.debug_barrier()
+            v_of_row += one_minus_beta2 * (mean_square - v_of_row)
+            tl.store(second_state + row, v_of_row)
+            change = tl.div_rn(corrected, tl.sqrt_rn(v_of_row) + eps) * m
+    place = values + row * dim + column
+    moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
+    if ROUND:
+        key = _mix((row + first_address).to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
+        half = (dim + 1) // 2
+        word = _mix(key + tl.where(column < half, column, column - half).to(tl.uint32))
+        noise = tl.where(column < half, word & 0xFFFF, word >> 16)
+        bits = moved.to(tl.uint32, bitcast=True) + noise
+        tl.store(place, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    else:
+        tl.store(place, moved, mask=inside)
+    tl.store(last_step + row, step)
 
 
 @kernel_for_any("entries", "step", "step_key")
 def _update_kernel(  # type: ignore[no-untyped-def]
-    by_row, vector_numbers, weights, vectors,
+    by_row, vector_numbers, weights, vectors, piece_sums,
     values, first_state, second_state, last_step, scale,
     entries, table_rows, first_address, dim, step, step_key,
     rate, corrected, one_minus_beta1, one_minus_beta2, eps,
-    KIND: tl.constexpr, ROUND: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, ROUND: tl.constexpr,
+    B: tl.constexpr, P: tl.constexpr, E: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    begin = tl.program_id(0).to(tl.int64)
-    row = tl.load(by_row + begin)
-    if (row != tl.load(by_row + begin - 1, mask=begin > 0, other=-1)) & (row < table_rows):
-        column = tl.arange(0, C)
-        inside = column < dim
-        g = tl.load(scale) * _sum_of_row(
-            begin, row, by_row, vector_numbers, weights, vectors, entries, dim, E, C
-        )
-        mean_square = tl.div_rn(tl.sum(g * g, axis=0), tl.cast(dim, tl.float32))
-        change = rate * g
-        if KIND == 1:  # adagrad
-            s = tl.load(first_state + row * dim + column, mask=inside, other=0.0) + g * g
-            tl.store(first_state + row * dim + column, s, mask=inside)
-            change = tl.div_rn(rate * g, tl.sqrt_rn(s) + eps)
-        if KIND == 2:  # rowwise_adagrad
-            of_row = tl.load(first_state + row) + mean_square
-            tl.store(first_state + row, of_row)
-            change = tl.div_rn(rate, tl.sqrt_rn(of_row) + eps) * g
-        if KIND >= 3:  # both kinds of Adam
-            m = tl.load(first_state + row * dim + column, mask=inside, other=0.0)
-            m += one_minus_beta1 * (g - m)
-            tl.store(first_state + row * dim + column, m, mask=inside)
-            if KIND == 3:
-                v = tl.load(second_state + row * dim + column, mask=inside, other=0.0)
-                v += one_minus_beta2 * (g * g - v)
-                tl.store(second_state + row * dim + column, v, mask=inside)
-                change = tl.div_rn(corrected * m, tl.sqrt_rn(v) + eps)
-            else:
-                v_of_row = tl.load(second_state + row)
-                v_of_row += one_minus_beta2 * (mean_square - v_of_row)
-                tl.store(second_state + row, v_of_row)
-                change = tl.div_rn(corrected, tl.sqrt_rn(v_of_row) + eps) * m
-        place = values + row * dim + column
-        moved = tl.load(place, mask=inside, other=0.0).to(tl.float32) - change
-        if ROUND:
-            key = _mix((row + first_address).to(tl.uint32) ^ tl.cast(step_key, tl.uint32))
-            half = (dim + 1) // 2
-            word = _mix(key + tl.where(column < half, column, column - half).to(tl.uint32))
-            noise = tl.where(column < half, word & 0xFFFF, word >> 16)
-            bits = moved.to(tl.uint32, bitcast=True) + noise
-            tl.store(place, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
-        else:
-            tl.store(place, moved, mask=inside)
-        tl.store(last_step + row, step)
+    first = tl.program_id(0).to(tl.int64) * B
+    previous = tl.load(by_row + first - 1, mask=first > 0, other=-1)
+    for begin in range(first, tl.minimum(first + B, entries)):
+        row = tl.load(by_row + begin)
+        if (row != previous) & (row < table_rows):
+            g = tl.load(scale) * sum_of_row(
+                begin, row, by_row, vector_numbers, weights, vectors, piece_sums, entries, dim, P, E, C
+            )
+            _update_row(
+                row, g, values, first_state, second_state, last_step, first_address, dim, step, step_key,
+                rate, corrected, one_minus_beta1, one_minus_beta2, eps, KIND, ROUND, C,
+            )  # fmt: skip
+        previous = row

@@ -1,9 +1,10 @@
 """Copies between a trainer's device and the memory of its host, beside the work of both.
 
-On a GPU a copy runs on a stream of its own, from or to page-locked memory that is used again. What the GPU is given next
-waits for a copy to it by an event, on the GPU. The host waits for nothing but the end of a copy to the host, when it reads
-the numbers, and then for that copy alone. Memory on its way is nobody else's until its copy has ended. Once `transfers` was
-asked for a GPU, large arrays of this process, answers of shards among them, lie in page-locked memory too (reused_memory.py).
+On a GPU a copy runs on a stream of its own, from or to page-locked memory that is used again. Numbers elsewhere, small arrays
+as a rule, are put there first, since for other memory the host may wait. What the GPU is given next waits for a copy to it by
+an event, on the GPU. The host waits for nothing but the end of a copy to the host, when it reads the numbers, and then for
+that copy alone. Memory on its way is nobody else's until its copy has ended. Once `transfers` was asked for a GPU, large
+arrays of this process, answers of shards among them, lie in page-locked memory from the start (reused_memory.py).
 
 On a CPU nothing is copied: tensors and arrays are two views of one memory.
 """
@@ -42,12 +43,22 @@ class CopyStreams(Protocol):
         """`size` bytes that the device itself can read and write."""
         ...
 
+    def is_page_locked(self, source: Tensor) -> bool:
+        """Whether the device itself can read the memory of a tensor of the host."""
+        ...
+
     def to_host(self, source: Tensor, target: Tensor) -> Event:
-        """Begin a copy of what `source` on the device is after all that the device was given so far."""
+        """Begin a copy of what `source` on the device is after all that the device was given so far.
+
+        `target` is page-locked.
+        """
         ...
 
     def to_device(self, source: Tensor) -> tuple[Tensor, Event]:
-        """Begin a copy that what the device is given from now on waits for, who uses its memory next too."""
+        """Begin a copy, out of page-locked memory, that what the device is given from now on waits for.
+
+        Who uses the memory of the copy next waits for it too.
+        """
         ...
 
 
@@ -84,6 +95,10 @@ class Transfers:
         source = torch.from_numpy(array)
         if self._streams is None:
             return source
+        if array.size and not self._streams.is_page_locked(source):
+            array = self._memory.empty(array.shape, array.dtype)
+            torch.from_numpy(array).copy_(source)
+            source = torch.from_numpy(array)
         tensor, event = self._streams.to_device(source)
         self._hold((event, array, None))
         return tensor
@@ -111,6 +126,9 @@ class CudaStreams:
     def page_locked(self, size: int) -> NDArray[np.uint8]:
         block: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
         return block
+
+    def is_page_locked(self, source: Tensor) -> bool:
+        return source.is_pinned()
 
     def to_host(self, source: Tensor, target: Tensor) -> Event:
         self._to_host.wait_stream(torch.cuda.current_stream(self._device))

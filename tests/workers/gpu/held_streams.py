@@ -41,7 +41,11 @@ class HeldStreams:
         self.blocks.append(np.full(size, 0x7F, dtype=np.uint8))
         return self.blocks[-1]
 
+    def is_page_locked(self, source: Tensor) -> bool:
+        return self._place(source) is not source
+
     def to_host(self, source: Tensor, target: Tensor) -> HeldEvent:
+        assert not target.numel() or self.is_page_locked(target), "the host waits for a copy to other memory"
         before, alive, place = source.clone(), weakref.ref(source), self._place(target)
         place.view(-1).view(torch.uint8).fill_(0xFF)  # NaN for who does not wait
 
@@ -54,6 +58,9 @@ class HeldStreams:
         return self._begun(end)
 
     def to_device(self, source: Tensor) -> tuple[Tensor, HeldEvent]:
+        assert not source.numel() or self.is_page_locked(source), (
+            "the host waits for a copy from other memory"
+        )
         tensor, place = source.clone(), self._place(source)
         before = tensor.clone()
 

@@ -20,7 +20,8 @@ from memory_store.table_spec import OptimizerSpec
 from memory_store.value_types import to_bfloat16
 from workers.gpu import best_of_halves, pooling, selection
 from workers.gpu.compilation import kernels_run_on
-from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_reference, update_rows
+from workers.gpu.row_gradients import PIECE, RowGradients
+from workers.gpu.row_update import AT_ONCE, RowTensors, squared_norm, update_reference, update_rows
 from workers.selection_kernels import select_pairs
 
 CPU = torch.device("cpu")
@@ -284,10 +285,20 @@ def test_wide_rows_and_long_bags_are_pooled_in_several_blocks(monkeypatch: pytes
     torch.testing.assert_close(pooling.sum_by_row(9, rows, weights, gradient), expected)
 
 
+@pytest.mark.parametrize("piece", [1, 8, 512])
+def test_rows_with_many_entries_are_summed_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "ROW_PIECE", piece)
+    monkeypatch.setattr(pooling, "ENTRIES_MAX", 4)
+    rows = torch.randint(0, 6, (60, 3), generator=generator()).square()  # of 30 rows many have no entry
+    weights, gradient = torch.randn(60, 3, generator=generator(1)), torch.randn(60, 5, generator=generator(2))
+    expected = pooling.sum_by_row_reference(30, rows, weights, gradient)
+    torch.testing.assert_close(pooling.sum_by_row(30, rows, weights, gradient), expected)
+
+
 # ---- row update --------------------------------------------------------------------------------------------------
 
 
-def random_gradients(entries: int, rows: int, dim: int, seed: int) -> RowGradients:
+def random_gradients(entries: int, rows: int, dim: int, seed: int, table_rows: int) -> RowGradients:
     """Of which one row has half of all entries: more than are read at a time."""
     chosen = torch.randint(0, rows, (entries,), generator=generator(seed))
     chosen[::2] = 3
@@ -296,6 +307,7 @@ def random_gradients(entries: int, rows: int, dim: int, seed: int) -> RowGradien
         torch.randint(0, 5, (entries,), generator=generator(seed + 1)),
         torch.randn(entries, generator=generator(seed + 2)),
         torch.randn(5, dim, generator=generator(seed + 3)),
+        table_rows,
     )
 
 
@@ -326,7 +338,7 @@ def test_row_update_is_that_of_the_shards(kind: Any, dtype: torch.dtype) -> None
     settings = {"learning_rate": 0.1, "seed": 2**33 + 5}
     first_address = 1000  # as of a device that has a part of a table; rows beyond its end are elsewhere
     for step in (1, 2, 3):
-        gradients = random_gradients(15, rows + 4, dim, 10 * step)
+        gradients = random_gradients(15 * step, rows + 4, dim, 10 * step, rows)
         here = as_contributions(gradients, rows, first_address)
         numba_update(optimizer, shard, first_address, here, step=step, scale=0.5, **settings)
         for update, table in zip((update_rows, update_reference), tables, strict=True):
@@ -350,20 +362,71 @@ def test_row_update_is_that_of_the_shards(kind: Any, dtype: torch.dtype) -> None
 
 
 def test_the_norm_of_a_gradient_counts_every_row_once() -> None:
-    gradients = random_gradients(20, 9, 8, 3)
     for rows in (9, 6):  # all of them, and without those that are elsewhere
+        gradients = random_gradients(20, 9, 8, 3, rows)
         expected = numba_squared_norm(as_contributions(gradients, rows), 1).sum()
-        assert squared_norm(gradients, rows).item() == pytest.approx(float(expected), rel=1e-5)
+        assert squared_norm(gradients).item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_untouched_rows_keep_every_bit() -> None:
     table = RowTensors(
         torch.ones(4, 3), torch.ones(4, 3), torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)
     )
-    one = RowGradients(torch.tensor([2, 2]), torch.tensor([0, 0]), torch.ones(2), torch.ones(1, 3))
+    one = RowGradients(torch.tensor([2, 2]), torch.tensor([0, 0]), torch.ones(2), torch.ones(1, 3), 4)
     update_rows(OptimizerSpec("adam"), table, one, step=5, learning_rate=0.1, scale=torch.tensor(1.0), seed=0)
     others = torch.tensor([0, 1, 3])
     for tensor in (table.values, table.first_state, table.second_state):
         assert (tensor[others] == 1).all()
         assert (tensor[2] != 1).all()
     assert table.last_step.tolist() == [0, 0, 5, 0]
+
+
+def gradients_of_long_rows(before: int, lengths: tuple[int, ...], seed: int = 0) -> RowGradients:
+    """Row 0 has `before` entries, and the following ones as many as `lengths` says; the last row is elsewhere."""
+    counts = torch.tensor([before, *lengths])
+    chosen = torch.arange(counts.numel()).repeat_interleave(counts)
+    mixed = chosen[torch.randperm(chosen.numel(), generator=generator(seed + 7))]
+    return RowGradients(
+        mixed,
+        torch.randint(0, 5, mixed.shape, generator=generator(seed)),
+        torch.randn(mixed.shape, generator=generator(seed + 1)),
+        torch.randn(5, 3, generator=generator(seed + 2)),
+        counts.numel() - 1,
+    )
+
+
+def updated_values(gradients: RowGradients, update: Any = update_rows) -> Tensor:
+    """Rows of nothing less the gradients' sums."""
+    rows, empty = gradients.table_rows, torch.zeros(gradients.table_rows, 0)
+    table = RowTensors(torch.zeros(rows, 3), empty, empty, torch.zeros(rows, dtype=torch.int32))
+    one = torch.tensor(1.0)
+    update(OptimizerSpec("sgd"), table, gradients, step=1, learning_rate=1.0, scale=one, seed=0)
+    return table.values
+
+
+@pytest.mark.parametrize("before", [0, 1, PIECE - 1, PIECE, 2 * PIECE + 5])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (PIECE, PIECE + 1, 1, 3),
+        (7 * PIECE + 1, 2, 6 * PIECE, 5 * PIECE),
+        (AT_ONCE, AT_ONCE - 1, 2 * PIECE - 1, 1),
+    ],
+)
+def test_sums_of_rows_with_many_entries(before: int, lengths: tuple[int, ...]) -> None:
+    gradients = gradients_of_long_rows(before, lengths)
+    torch.testing.assert_close(
+        updated_values(gradients), updated_values(gradients, update_reference), rtol=1e-5, atol=1e-4
+    )
+    expected = gradients.summed()[1].square().sum()
+    torch.testing.assert_close(squared_norm(gradients), expected)
+
+
+def test_where_a_row_lies_among_others_changes_no_bit_of_its_sum() -> None:
+    """So that a table's rows are the same on one device and on several."""
+    whole = gradients_of_long_rows(37, (5 * PIECE + 3, 130, 4))
+    alone = whole.rows == 1
+    only = RowGradients(
+        whole.rows[alone], whole.vector_numbers[alone], whole.weights[alone], whole.vectors, whole.table_rows
+    )
+    assert torch.equal(updated_values(whole)[1], updated_values(only)[1])

@@ -24,7 +24,8 @@ with pytest.MonkeyPatch.context() as patch:
 from memory_store.table_spec import OptimizerKind, OptimizerSpec
 from workers.gpu import pooling, selection
 from workers.gpu.best_of_halves import GROUPS, SUB_KEYS, TOKENS, WARPS
-from workers.gpu.row_update import RowGradients, RowTensors, squared_norm, update_rows
+from workers.gpu.row_gradients import PIECE, RowGradients
+from workers.gpu.row_update import RowTensors, squared_norm, update_rows
 
 # Bytes of shared memory that a program, and all on a multiprocessor, may have, by compute capability; each program's
 # takes a further 1024 (CUDA C++ Programming Guide).
@@ -139,8 +140,15 @@ def test_selection_and_its_gradient(
     # Nobody has written the rows; the gradients' kernels are only compiled too.
     scores.sum().backward()  # type: ignore[no-untyped-call]
     assert [name for name, _ in compiled] == [
-        "_split_kernel", "_split_kernel", "_bound_kernel", "_best_kernel", "_pairs_kernel", "_pool_kernel", "_sum_kernel"
-    ]  # fmt: skip
+        "_split_kernel",
+        "_split_kernel",
+        "_bound_kernel",
+        "_best_kernel",
+        "_pairs_kernel",
+        "_pool_kernel",
+        "_piece_kernel",
+        "_sum_kernel",
+    ]
     made = dict(compiled)
     for name in ("_bound_kernel", "_best_kernel"):
         # Tensor cores: that the parts suffice is shown in interpreted_kernels.py.
@@ -201,8 +209,9 @@ def test_pooling_and_the_weights_gradient(
 def test_rows_are_summed_in_blocks_of_16_bytes(compiled: list[tuple[str, Any]], dim: int) -> None:
     rows = torch.zeros(20, 64, dtype=torch.int64)
     pooling.sum_by_row(50, rows, torch.zeros(20, 64), torch.zeros(20, dim))
-    ((_, made),) = compiled
-    assert in_blocks_of_16_bytes(made) >= 4
+    assert [name for name, _ in compiled] == ["_piece_kernel", "_sum_kernel"]
+    for _, made in compiled:
+        assert in_blocks_of_16_bytes(made) >= 4
 
 
 # ---- row update --------------------------------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def updated(
     states = (torch.zeros(rows, width) for width in optimizer.state_widths(dim))
     table = RowTensors(torch.zeros(rows, dim, dtype=dtype), *states, torch.zeros(rows, dtype=torch.int32))
     several = torch.zeros(entries, dtype=torch.int64)
-    gradients = RowGradients(several, several, torch.zeros(entries), torch.zeros(5, dim))
+    gradients = RowGradients(several, several, torch.zeros(entries), torch.zeros(5, dim), rows)
     update_rows(
         optimizer, table, gradients, step=step, learning_rate=0.1, scale=torch.ones(()), seed=step,
         first_address=first_address,
@@ -226,11 +235,11 @@ def updated(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", get_args(OptimizerKind))
 def test_row_update(compiled: list[tuple[str, Any]], kind: OptimizerKind, dtype: torch.dtype) -> None:
-    squared_norm(updated(kind, dtype, 256), 30)
-    (_, update), (norm_name, norm) = compiled
-    assert norm_name == "_squares_kernel"
+    squared_norm(updated(kind, dtype, 256))
+    assert [name for name, _ in compiled] == ["_piece_kernel", "_update_kernel", "_squares_kernel"]
+    update = compiled[1][1]
     ptx = update.asm["ptx"]
-    for made in (update, norm):
+    for _, made in compiled:
         assert in_blocks_of_16_bytes(made) >= 8  # a thread has 8 columns of 4 entries' vectors
     # Divisions and roots are rounded as on the CPU.
     assert "div.full" not in ptx
@@ -244,11 +253,24 @@ def test_row_update(compiled: list[tuple[str, Any]], kind: OptimizerKind, dtype:
 @pytest.mark.parametrize("dim", [64, 70, 1024])
 def test_row_update_of_other_widths(compiled: list[tuple[str, Any]], dim: int) -> None:
     updated("adam", torch.bfloat16, dim, first_address=2**31 + 16)
-    ((_, made),) = compiled
+    _, (_, made) = compiled
     assert made.src.signature["first_address"] == "i64"
 
 
+@pytest.mark.parametrize("kind", ["rowwise_adagrad", "rowwise_adam"])
+def test_no_thread_writes_what_another_has_still_to_read(
+    compiled: list[tuple[str, Any]], kind: OptimizerKind
+) -> None:
+    """The state of a row, one number, which all threads of a program read."""
+    updated(kind, torch.float32, 1024)
+    _, (_, made) = compiled
+    assert made.metadata.num_warps > 1
+    change = r"ld\.global\.b32 \{ %r\d+ \}, \[ (%rd\d+) \+ 0 \];(.*?)st\.global\.b32 \[ \1 \+ 0 \]"
+    ((_, between),) = re.findall(change, made.asm["ptx"], re.DOTALL)
+    assert "bar.sync" in between
+
+
 def test_no_step_has_anything_compiled(compiled: list[tuple[str, Any]]) -> None:
-    for step, entries in [(1, 1), (2, 60), (16, 64), (17, 64), (48, 33)]:
-        squared_norm(updated("adam", torch.float32, 64, step=step, entries=entries), 30)
-    assert len({made.hash for _, made in compiled}) == 2
+    for step, entries in [(1, 1), (2, 60), (16, 64), (17, 64), (48, 33), (20, 16 * PIECE)]:
+        squared_norm(updated("adam", torch.float32, 64, step=step, entries=entries))
+    assert len({made.hash for _, made in compiled}) == 3
