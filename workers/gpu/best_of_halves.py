@@ -35,7 +35,8 @@ TOKENS = 64  # of a program at a time
 WARPS = TOKENS // 16  # tensor cores give a warp 16 rows
 SUB_KEYS = 32  # at a time, where scores are exact
 GROUPS = 64
-COLUMNS_MAX = 256  # for more of them the parts of TOKENS queries find no room in shared memory
+# More of either find no room: parts of TOKENS queries and of twice K sub-keys in shared memory, what is sorted in registers.
+COLUMNS_MAX, K_MAX = 256, 64
 HALVINGS = 8
 # Of a sum of absolute products: parts that are left out, 2 * 2**-11, and an eighth more for rounded sums.
 ERROR = 1.125 * 2**-10
@@ -46,8 +47,8 @@ def best_of_halves(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
     """The k best scores of each half float32, best first, and their sub-keys int32:
     both `[2H, T / TOKENS, K, TOKENS]`, K >= k.
 
-    queries `[T, H, 2, C]`, sub_keys `[H, 2, n, C]`, both float32 and contiguous; T > 0, C <= COLUMNS_MAX. A half with a
-    NaN among its scores has a NaN as its best.
+    queries `[T, H, 2, C]`, sub_keys `[H, 2, n, C]`, both float32 and contiguous; T > 0, C <= COLUMNS_MAX,
+    k <= K_MAX. A half with a NaN among its scores has a NaN as its best.
     """
     tokens, heads, _, width = queries.shape
     n, units, device = sub_keys.shape[2], 2 * heads, queries.device
@@ -157,6 +158,7 @@ def _bound_kernel(  # type: ignore[no-untyped-def]
     exists = token < tokens
     size = tl.load(sizes + (token.to(tl.int64) * tl.num_programs(1) + unit), mask=exists, other=0.0)
     bound = low - (ERROR * size * tl.load(largest + unit) + TINY)
+    # Where high parts alone make infinity, all of it may still be finite.
     bound = tl.where(tl.abs(low) < float("inf"), bound, -float("inf"))
     tl.store(bounds + first_query + tl.arange(0, T), tl.where(exists, bound, float("inf")))
 
@@ -184,6 +186,7 @@ def _best_kernel(  # type: ignore[no-untyped-def]
             while (begin < n) & (most <= ROOM - B):
                 keys_at = _high_parts(key_parts, first_key + begin, tl.arange(0, B), C)
                 scores = _products(queries, low_queries, tl.load(keys_at).T, tl.load(keys_at + C).T)
+                # Those of no sub-key may be kept, but k <= n come before them.
                 exists = begin + tl.arange(0, B) < n
                 scores = _by_thread(tl.where(exists[None, :], scores, -float("inf")), T, B)
                 kept = tl.sum(tl.where(scores < bound[:, None, None], 0, 1), axis=2)
@@ -196,7 +199,7 @@ def _best_kernel(  # type: ignore[no-untyped-def]
                 begin += B
             # Other threads read a line than have written it, and write it next.
             tl.debug_barrier()
-            best = _merge_lines(best, line, fill, most, n, T, K)
+            best = _merge_lines(best, line, fill, most, T, K)
             tl.debug_barrier()
         place = first_query * K + (tl.arange(0, K)[None, :] * T + row[:, None])
         tl.store(out_scores + place, score_of(best))
@@ -255,14 +258,12 @@ def _append(scores, indices, bound, line, place, T: tl.constexpr, N: tl.constexp
 
 
 @kernel
-def _merge_lines(best, line, fill, most, n, T: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
+def _merge_lines(best, line, fill, most, T: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
     """The K best of best `[T, K]`, the best first, and of the first fill `[T]` entries of every line, at most `most`."""
     number, query = for_four_threads(T, K)
     for begin in range(0, most, K):
         entry = by_query(tl.load(line + begin * T + (number * T + query)), T, K)
-        index = entry.to(tl.int32)
-        # A bound that all scores reach is reached by those of no sub-key, too.
-        exists = (begin + tl.arange(0, K)[None, :] < fill[:, None]) & (index < n)
-        entry = packed((entry >> 32).to(tl.int32).to(tl.float32, bitcast=True), index)
+        exists = begin + tl.arange(0, K)[None, :] < fill[:, None]
+        entry = packed((entry >> 32).to(tl.int32).to(tl.float32, bitcast=True), entry.to(tl.int32))
         best = merged(best, tl.where(exists, entry, LEAST))
     return best

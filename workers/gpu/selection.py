@@ -4,7 +4,7 @@ best_of_halves.py finds the k best sub-keys of both halves. Of the pairs of the 
 (i+1)(j+1) <= k can win, and the k best of these are written. Those with either half's best are sorted already, and only
 merged; the others are sorted, K at a time, and merged into these. Ties are resolved as workers/selection_kernels.py does: of
 equal sums the lower i, then the lower j comes first. A query with a NaN among its scores, or among the sums of these pairs,
-gets k scores NaN. With C > COLUMNS_MAX torch operations select, which write all scores.
+gets k scores NaN. With C > COLUMNS_MAX or k > K_MAX torch operations select, which write all scores.
 
 The gradient needs no product of matrices: a query's is a weighted sum of k sub-keys, and a sub-key's a weighted sum of the
 queries that chose it, which are the kernels of pooling.py with the sub-keys as the table.
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.gpu.best_of_halves import COLUMNS_MAX, TOKENS, WARPS, best_of_halves
+from workers.gpu.best_of_halves import COLUMNS_MAX, K_MAX, TOKENS, WARPS, best_of_halves
 from workers.gpu.compilation import kernel_for_any, kernels_run_on, tl
 from workers.gpu.packed_scores import (
     LEAST,
@@ -91,7 +91,8 @@ class _Selection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         queries, sub_keys = queries.contiguous(), sub_keys.contiguous()
-        if kernels_run_on(queries.device) and queries.shape[-1] <= COLUMNS_MAX:
+        find_room = k <= K_MAX and queries.shape[-1] <= COLUMNS_MAX
+        if find_room and kernels_run_on(queries.device):
             rows, scores = _launch(queries, sub_keys, k)
         else:
             rows, scores = select_reference(queries, sub_keys, k)

@@ -151,8 +151,18 @@ def test_selection_and_its_gradient(
     ]
     made = dict(compiled)
     for name in ("_bound_kernel", "_best_kernel"):
-        # Tensor cores: that the parts suffice is shown in interpreted_kernels.py.
+        # Tensor cores: that the parts suffice is shown in interpreted_selection.py.
         assert "tf32" in made[name].asm["ptx"]
+    # Threads write scratch lines, wait, read what others wrote, wait before these write there again; last come the results.
+    accesses = re.findall(r"tt\.store|tt\.load|ttg\.barrier all", made["_best_kernel"].asm["ttgir"])
+    assert accesses[-6:] == [
+        "tt.store",
+        "ttg.barrier all",
+        "tt.load",
+        "ttg.barrier all",
+        "tt.store",
+        "tt.store",
+    ]
     if made["_best_kernel"].metadata.target.arch >= 90 and k == 32:
         instructions = issued_in_loop(made["_bound_kernel"], tmp_path) / GROUPS
         instructions += issued_in_loop(made["_best_kernel"], tmp_path) / SUB_KEYS
