@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.gpu.compilation import kernel, tl
+from workers.gpu.compilation import kernel, tl, triton
 
-LEAST: Any = -0x8000000000000000 if tl is None else tl.constexpr(-0x8000000000000000)
+LEAST: Any = tl.constexpr(-0x8000000000000000) if triton is not None else None
 
 
 @kernel
