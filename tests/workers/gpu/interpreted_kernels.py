@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import TensorHandle
 
 from memory_store.grouping import group_by_address
 from memory_store.kernels import pool_rows, weight_gradients
@@ -23,22 +21,8 @@ from workers.gpu import pooling, selection
 from workers.gpu.compilation import kernels_run_on
 from workers.gpu.row_gradients import PIECE, RowGradients
 from workers.gpu.row_update import AT_ONCE, RowTensors, squared_norm, update_reference, update_rows
-from workers.selection_kernels import select_pairs
 
 CPU = torch.device("cpu")
-_librarys_topk = tl.topk
-
-
-def _topk(numbers: Any, k: Any) -> Any:
-    """The interpreter makes every exchange of the library's sort one by one; NumPy sorts at once."""
-    data = np.sort(numbers.handle.data, axis=-1)[..., ::-1][..., : int(k)].copy()
-    shape = tl.block_type(numbers.dtype.scalar, list(data.shape))
-    return tl.tensor(TensorHandle(data, numbers.handle.dtype), shape)
-
-
-@pytest.fixture(autouse=True)
-def _fast_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tl, "topk", _topk)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,72 +31,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_kernels_run_here() -> None:
     assert kernels_run_on(CPU)
-
-
-# ---- selection ---------------------------------------------------------------------------------------------------
-
-
-def of_the_cpu_kernels(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    tokens, heads = queries.shape[:2]
-    scores = torch.einsum("thsc,hsnc->hstn", queries, sub_keys).contiguous()
-    rows = torch.empty(tokens, heads, k, dtype=torch.int64)
-    chosen = torch.empty(tokens, heads, k)
-    select_pairs(scores.numpy(), rows.numpy(), chosen.numpy())
-    return rows, chosen
-
-
-@pytest.mark.parametrize(
-    ("tokens", "heads", "n", "width", "k", "spread"),
-    [(17, 1, 70, 3, 7, 2), (3, 2, 20, 20, 8, 50), (2, 2, 9, 2, 9, 0)],
-)
-def test_selection_with_ties_is_that_of_the_cpu(
-    tokens: int, heads: int, n: int, width: int, k: int, spread: int
-) -> None:
-    # Small whole numbers: sums are exact in any order, and ties abound.
-    queries = torch.randint(-3, 4, (tokens, heads, 2, width), generator=generator(n)).float()
-    sub_keys = torch.randint(-spread, spread + 1, (heads, 2, n, width), generator=generator(k)).float()
-    rows, scores = selection.select(queries, sub_keys, k)
-    for other in (selection.select_reference, of_the_cpu_kernels):
-        expected_rows, expected = other(queries, sub_keys, k)
-        assert torch.equal(scores, expected)
-        assert torch.equal(rows, expected_rows)
-
-
-def test_selection_with_the_sort_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tl, "topk", _librarys_topk)
-    queries, sub_keys = (
-        torch.ones(1, 1, 2, 1),
-        torch.tensor([1.0, 3, 2]).repeat(1, 2, 1)[..., None].contiguous(),
-    )
-    rows, scores = selection.select(queries, sub_keys, 2)
-    assert rows.tolist() == [[[4, 5]]]
-    assert scores.tolist() == [[[6, 5]]]
-
-
-@pytest.mark.filterwarnings("ignore:invalid value")  # infinity * 0 is not a number, which NumPy tells
-def test_selection_of_infinite_and_broken_scores() -> None:
-    queries = torch.ones(4, 1, 2, 1)
-    sub_keys = torch.arange(1.0, 11.0).repeat(1, 2, 1)[..., None].contiguous()
-    sub_keys[0, 1, 3] = -torch.inf
-    queries[1, 0, 1] = torch.nan
-    rows, scores = selection.select(queries, sub_keys, 10)
-    expected_rows, expected = of_the_cpu_kernels(queries, sub_keys, 10)
-    assert scores.isnan()[1].all()
-    torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(rows, expected_rows)
-
-
-def test_selection_gradient() -> None:
-    queries = torch.randn(3, 2, 2, 4, generator=generator(1), requires_grad=True)
-    sub_keys = torch.randn(2, 2, 12, 4, generator=generator(2), requires_grad=True)
-    upstream = torch.randn(3, 2, 4, generator=generator(3))
-    rows, scores = selection.select(queries, sub_keys, 4)
-    found = torch.autograd.grad(scores, [queries, sub_keys], upstream)
-    # What autograd makes of the scores of these rows.
-    all_scores = torch.einsum("thsc,hsnc->sthn", queries, sub_keys)
-    again = all_scores[0].gather(-1, rows // 12) + all_scores[1].gather(-1, rows % 12)
-    torch.testing.assert_close(again, scores)
-    torch.testing.assert_close(found, torch.autograd.grad(again, [queries, sub_keys], upstream))
 
 
 # ---- pooling -----------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ def run_in_a_process(tests: str, **environment: str) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_kernels_under_the_interpreter() -> None:
-    run_in_a_process("interpreted_kernels.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("tests", ["interpreted_kernels.py", "interpreted_selection.py"])
+def test_kernels_under_the_interpreter(tests: str) -> None:
+    run_in_a_process(tests, TRITON_INTERPRET="1")
 
 
 @pytest.mark.slow
