@@ -124,7 +124,7 @@ def adversarial(kind: str, n: int) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize(("n", "k"), [(16, 1), (200, 32), (330, 64)])
+@pytest.mark.parametrize(("n", "k"), [(16, 1), (9, 9), (200, 32), (330, 64)])
 @pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_selection_of_adversarial_scores(kind: str, n: int, k: int) -> None:
     sub_keys = torch.stack([adversarial(kind, n), adversarial(kind, n).flip(0)])[
