@@ -134,9 +134,8 @@ def _launch(queries: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @lru_cache
 def _inner_pairs(k: int, stride: int, device: torch.device) -> Tensor:
     """i * stride + j of the pairs (i, j) that can win and have neither half's best: int32."""
-    first, second = candidates(k, device)
-    inner = (first > 0) & (second > 0)
-    return (first * stride + second)[inner].int()
+    pairs = [i * stride + j for i in range(1, k) for j in range(1, k // (i + 1))]
+    return torch.tensor(pairs, dtype=torch.int32, device=device)
 
 
 @kernel_for_any("tokens")
