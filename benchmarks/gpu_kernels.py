@@ -3,7 +3,8 @@
 A kernel's floor is the time in which its bytes could be copied (each module says which bytes), or its operations be done in a
 large product of matrices; it reaches the share floor / time. The scores of a selection can be made in float32, or with
 as much precision as three products in TF32, which has a floor of its own. Peers: EmbeddingBag, FBGEMM where it is installed,
-and the selection that writes all scores.
+and the selection that writes all scores. Sorts are torch's: that of a row update's entries is timed apart, that of sub-keys'
+sums is part of their time.
 """
 
 from __future__ import annotations
@@ -118,7 +119,12 @@ def measure_kernels(cases: Cases, size: KernelSize, device: torch.device, ceilin
         summed,
         lambda: pooling.sum_by_row(of_halves, sub_keys_chosen, their_weights, query_rows),
     )
-    measure("sort by row", sort_floor_bytes(bags.numel()), lambda: gradients_of(chosen.flatten()).by_row)
+    measure(
+        "sort by row",
+        sort_floor_bytes(bags.numel()),
+        lambda: gradients_of(chosen.flatten()).by_row,
+        peer=True,
+    )
     measure("row update", updated, lambda: update(evenly))
     measure("row update, few rows often", updated_unevenly, lambda: update(unevenly))
     measure("squared norm", squared, lambda: row_update.squared_norm(evenly))

@@ -120,7 +120,7 @@ def check_network(job: JobSpec, network: Network) -> None:
         otherwise = (
             "use several train.trainers"
             if job.memory and job.memory.placement == "gpu"
-            else "set store.carrier auto"
+            else "set store.carrier=auto"
         )
         raise UsageError(
             f"This job is one process, with no network in it; leave --network out, or {otherwise}."

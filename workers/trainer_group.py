@@ -340,7 +340,9 @@ def _train_worker(
             if isinstance(error, PkmError):
                 failure["message"] = str(error)
             replace_file(run.failure_path, json.dumps(failure).encode())
-            return
+            if ranks.world == 1:
+                return
+            # An error ends the others too, which wait for this one; who is started in their place finds the file.
         raise
     finally:
         heartbeat.stop()

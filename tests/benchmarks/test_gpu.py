@@ -63,7 +63,7 @@ def test_it_measures_what_it_promises_and_keeps_it_case_by_case(tmp_path: Path) 
 
     ours = {
         *("pool", "weight gradient", "sum by row", "selection"),
-        *("sort by row", "row update", "row update, few rows often", "squared norm"),
+        *("row update", "row update, few rows often", "squared norm"),
     }
     assert values(run, "share of the floor", "kernel") == ours
     assert {found.case["floor"] for found in run.find("share of the floor", kernel="selection")} == {
@@ -71,7 +71,12 @@ def test_it_measures_what_it_promises_and_keeps_it_case_by_case(tmp_path: Path) 
         gpu_kernels.FLOAT32,
         gpu_kernels.TF32,
     }
-    assert values(run, "kernel time", "kernel") >= {*ours, "pool: EmbeddingBag", "selection: all scores"}
+    assert values(run, "kernel time", "kernel") >= {
+        *ours,
+        "sort by row",
+        "pool: EmbeddingBag",
+        "selection: all scores",
+    }
     assert values(run, "ceiling", "of") == {
         "copy on the device",
         *("float32 product", "tf32 product", "bfloat16 product"),

@@ -178,5 +178,5 @@ def test_a_dense_job_and_shards_in_process():
     assert (dense.lookup, dense.shards, dense.shard_bytes) == ("none", 0, 0)
     here = job(store__carrier="in_process")
     assert sum(part.bytes for part in make_plan(here, CALIBRATION, Network()).parts) == 0
-    with pytest.raises(UsageError, match=r"leave --network out, or set store\.carrier auto"):
+    with pytest.raises(UsageError, match=r"leave --network out, or set store\.carrier=auto"):
         check_network(here, Network(1e9, hosts_apart=True))
