@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,5 +23,9 @@ def wait_for_steps(folder: Path, steps: int) -> None:
 
 def processes_named(part: str) -> list[int]:
     """Those under this one whose command line has `part`; Ray gives its processes the names of their actors."""
-    children = psutil.Process().children(recursive=True)
-    return [child.pid for child in children if part in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile, its parent told of it or not yet
+            if part in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
