@@ -41,7 +41,8 @@ def compile_blocks(model: Transformer, device: torch.device) -> None:
     From now on gradients must be set to zero, not to None. Raises UsageError without a compiler.
     """
     check_compiler(device)
-    # Or graphs that run inside DistributedDataParallel are split by its buckets, which blocks are smaller than as a rule.
+    # Or with several trainers a block of more than a bucket of gradients would become several graphs. There is no need: each
+    # block's backward pass is a graph of its own, between which DistributedDataParallel sends.
     torch._dynamo.config.optimize_ddp = False
     mode = "reduce-overhead" if device.type == "cuda" else None
     attend = _in_training(Layer.attend, mode)

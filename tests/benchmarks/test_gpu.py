@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_kernels
+from benchmarks import gpu, gpu_kernels, gpu_steps
 from benchmarks.cases import Cases
 from benchmarks.command import run_benchmark
 from benchmarks.device_waits import KINDS
@@ -111,6 +111,18 @@ def test_a_peer_that_fails_is_missing_with_its_error(monkeypatch: pytest.MonkeyP
     run = tiny_kernels()
     assert run.missing["kernels of FBGEMM"] == "RuntimeError: fbgemm_gpu has no CUDA kernels"
     assert {"pool", "selection"} <= values(run, "kernel time", "kernel")
+
+
+def test_waits_that_can_not_be_counted_cost_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> object:
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(gpu_steps, "count_waits", refuse)
+    cases = Cases(Recorder("gpu", quick=True), 60, lambda run: None)
+    spec = gpu.spec_with_room(8, gpu.TINY.steps.dim, 1e9)
+    way, table = Way(GPU), gpu.Table(spec, CPU, on_device=True)
+    assert gpu_steps.measure_steps(cases, gpu.TINY.steps, CPU, way, table) > 0
+    assert cases.recorder.so_far().missing[f"waits of {way.name(spec)}"] == "RuntimeError: no profiler"
 
 
 def test_a_placement_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

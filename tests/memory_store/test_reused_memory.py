@@ -72,3 +72,27 @@ def test_no_more_is_kept_than_allowed():
     assert sum(block.size for block in memory._free) == 4 * MIB
     again = [memory.empty((2 * MIB,), np.uint8) for _ in range(2)]
     assert {begin_of(array) for array in again} <= places
+
+
+def test_a_block_above_what_may_be_kept_pushes_no_other_out():
+    memory = ReusedMemory(kept_bytes_max=4 * MIB)
+    small, large = memory.empty((2 * MIB,), np.uint8), memory.empty((5 * MIB,), np.uint8)
+    place = begin_of(small)
+    del small
+    gc.collect()
+    del large
+    gc.collect()
+    assert [block.size for block in memory._free] == [2 * MIB]
+    assert begin_of(memory.empty((2 * MIB,), np.uint8)) == place
+
+
+@pytest.mark.parametrize(("per_octave", "expected"), [(1, 4 * MIB), (4, 2 * MIB + MIB // 2)])
+def test_blocks_have_as_many_sizes_as_allowed(per_octave: int, expected: int):
+    asked: list[int] = []
+
+    def allocate(size: int) -> np.ndarray:
+        asked.append(size)
+        return np.empty(size, np.uint8)
+
+    ReusedMemory(allocate=allocate, sizes_per_octave=per_octave).empty((2 * MIB + 5,), np.uint8)
+    assert asked == [expected]

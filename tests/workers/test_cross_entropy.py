@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workers.cross_entropy import PADDING, TOKENS_AT_ONCE, summed_cross_entropy, summed_in_parts
+from workers.cross_entropy import (
+    PADDING,
+    TOKENS_AT_ONCE,
+    summed_cross_entropy,
+    summed_in_parts,
+    tensor_float_32,
+)
 
 DIM, VOCABULARY = 8, 30
 TOKENS = (1, TOKENS_AT_ONCE, 2 * TOKENS_AT_ONCE + 37)
@@ -61,3 +67,11 @@ def test_logits_of_more_tokens_are_never_made() -> None:
     with LargestLogits() as seen:
         summed_in_parts(hidden, weight, targets).backward()
     assert seen.rows == TOKENS_AT_ONCE
+
+
+def test_products_are_as_exact_as_before_once_the_loss_is_made() -> None:
+    assert torch.get_float32_matmul_precision() == "highest"
+    for allowed, inside in ((False, "highest"), (True, "high")):
+        with tensor_float_32(allowed):
+            assert torch.get_float32_matmul_precision() == inside
+        assert torch.get_float32_matmul_precision() == "highest"

@@ -13,9 +13,10 @@ import ray
 
 from memory_store.actor import NAMESPACE
 from memory_store.cuts import complete_cuts
-from memory_store.errors import UsageError
+from memory_store.errors import NonFiniteGradientError, UsageError
 from tests.running_jobs import losses, processes_named, wait_for_steps
 from tests.small_job import dense_weights, small_job, table_content
+from workers.events import count_events
 from workers.job_spec import JobSpec
 from workers.report import Progress, Report
 from workers.run_folder import RunFolder
@@ -131,3 +132,11 @@ def test_two_trainers_repeat_and_match_one(corpus: Path, tmp_path: Path, ahead: 
     assert losses(tmp_path / "two") == losses(tmp_path / "again")
     assert table_content(last_cut(tmp_path / "two")) == table_content(last_cut(tmp_path / "again"))
     assert told[0].phase == "starting"
+
+
+def test_what_ends_one_trainer_for_good_ends_all(corpus: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    settings = {"train__trainers": 2, "store__carrier": "auto"}
+    with pytest.raises(NonFiniteGradientError, match="Lower the learning rate"):
+        run_job(small_job(corpus, **settings, train__lr=1e30), run.path)
+    assert count_events(run.events_path, "restart", 0.0) == 0
