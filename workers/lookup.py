@@ -117,7 +117,9 @@ class _Take(torch.autograd.Function):
     def forward(ctx: Any, ticket: Tensor, exchange: _Exchange) -> Tensor:
         ctx.exchange, ctx.found = exchange, exchange.sums()
         del exchange.sums  # it holds what the shards have answered
-        output: Tensor = ctx.found.output.to(ticket)
+        # A tensor of its own, to which autograd ties this function: the lookup's would hold the lookup by it, a circle that
+        # nobody can see.
+        output: Tensor = ctx.found.output.to(ticket).detach()
         return output
 
     @staticmethod

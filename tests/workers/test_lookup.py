@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from memory_store import OptimizerSpec, StoreClient, TableSpec, UsageError, in_process_store
+from workers.gpu.cached_table import CachedTable
+from workers.gpu.device_store import DeviceStore
 from workers.lookup import begin_lookup
 
 ROWS, DIM = 30, 5
@@ -98,3 +102,31 @@ def test_no_tokens() -> None:
     assert output.shape == (0, DIM)
     output.sum().backward()
     assert torch.equal(weights.grad, torch.zeros_like(weights))  # type: ignore[arg-type]
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(found), Tensor) for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("kind", ["fetch", "pool", "cached", "gpu"])
+def test_nothing_of_a_lookup_lives_on_after_its_backward_pass(kind: str) -> None:
+    spec, device = TableSpec("memory", ROWS, DIM), torch.device("cpu")
+    store = (
+        DeviceStore([spec], device)
+        if kind == "gpu"
+        else open_table("float32", kind if kind == "pool" else "fetch")
+    )
+    table = store.table("memory")
+    if kind == "cached":
+        table = CachedTable(store, table.spec, 10, device)
+
+    def one_step() -> None:
+        begin_lookup(table, *entries(torch.float32))().sum().backward()
+        store.step({"memory": 1.0})
+
+    one_step()
+    alive = tensors_alive()
+    for _ in range(3):
+        one_step()
+    assert tensors_alive() == alive
