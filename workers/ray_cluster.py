@@ -6,6 +6,8 @@ All processes of a job are in one placement group: first its shards, then its tr
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,11 +17,12 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from memory_store.actor import shard_bundles
 from memory_store.errors import StoreError, UsageError
-from workers.host_kinds import hosts_for
+from workers.host_kinds import choices_of_hosts
 from workers.job_spec import JobSpec
 
 _OBJECT_STORE_BYTES = 100 << 20  # nothing that counts goes through it
 _LOOK_S = 1  # Ray knows whole seconds
+_SAME_HOSTS_S = 10  # for which a place is waited for before other hosts are asked, if there is a choice
 _embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 
@@ -86,25 +89,29 @@ def place(
 
     Raises StoreError, with the numbers, if it has not been free for `timeout_s` seconds.
     """
-    bundles = shard_bundles(job.tables(), job.store.shards) if job.shard_processes() else []
+    shards = shard_bundles(job.tables(), job.store.shards) if job.shard_processes() else []
     trainer = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
-    shards = len(bundles)
-    bundles += [trainer] * job.train.trainers
-    place: PlacementGroup = placement_group(
-        bundles,
-        strategy="SPREAD",
-        name=namespace,
-        bundle_label_selector=[hosts_for("shards")] * shards + [hosts_for("trainers")] * job.train.trainers,
-    )
+    trainers = [trainer] * job.train.trainers
     deadline = time.monotonic() + timeout_s
-    while not place.wait(_LOOK_S):
-        if given_up():
-            remove_placement_group(place)
-            return None
-        if time.monotonic() > deadline:
-            remove_placement_group(place)
-            raise StoreError(_no_room(bundles))
-    return place
+    choices = choices_of_hosts(shards, trainers, ray.nodes())  # type: ignore[no-untyped-call]
+    for hosts in itertools.cycle(choices):
+        place: PlacementGroup = placement_group(
+            shards + trainers, strategy="SPREAD", name=namespace, bundle_label_selector=hosts
+        )
+        other_hosts_at = time.monotonic() + (_SAME_HOSTS_S if len(choices) > 1 else math.inf)
+        while not place.wait(_LOOK_S):
+            if given_up():
+                remove_placement_group(place)
+                return None
+            if time.monotonic() > deadline:
+                remove_placement_group(place)
+                raise StoreError(_no_room(shards + trainers))
+            if time.monotonic() > other_hosts_at:
+                remove_placement_group(place)
+                break
+        else:
+            return place
+    raise AssertionError  # a cycle has no end
 
 
 def _no_room(bundles: list[dict[str, float]]) -> str:
