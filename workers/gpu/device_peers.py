@@ -63,10 +63,9 @@ class ProcessPeers:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def gather(self, mine: Tensor) -> Tensor:
-        mine = mine.contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(parts, mine)
-        return torch.cat(parts)
+        found = mine.new_empty(self.world * mine.shape[0], *mine.shape[1:])
+        dist.all_gather_into_tensor(found, mine.contiguous())
+        return found
 
     def sum_of_mine(self, parts: Tensor) -> Tensor:
         found = torch.empty_like(parts)
