@@ -339,7 +339,9 @@ def _train_worker(
             failure = {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
             if isinstance(error, PkmError):
                 failure["message"] = str(error)
-            replace_file(run.failure_path, json.dumps(failure).encode())
+            mine = run.failure_path.with_name(f"failure-{ranks.rank}.json")  # of several that end at once
+            replace_file(mine, json.dumps(failure).encode())
+            mine.replace(run.failure_path)
             if ranks.world == 1:
                 return
             # An error ends the others too, which wait for this one; who is started in their place finds the file.
