@@ -117,8 +117,11 @@ def place(
 def _no_room(bundles: list[dict[str, float]]) -> str:
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     asked = {what: sum(bundle.get(what, 0) for bundle in bundles) for what in ("CPU", "GPU", "memory")}
+    elsewhere = all(free.get(what, 0) >= amount for what, amount in asked.items())
     return (
         f"The cluster has no room for {len(bundles)} shards and trainers, which ask for {asked['CPU']:g} CPUs, "
         f"{asked['GPU']:g} GPUs and {asked['memory'] / 2**30:.2f} GiB in all: free are {free.get('CPU', 0):g}, "
-        f"{free.get('GPU', 0):g} and {free.get('memory', 0) / 2**30:.2f} GiB. Use fewer or smaller ones, or more hosts."
+        f"{free.get('GPU', 0):g} and {free.get('memory', 0) / 2**30:.2f} GiB"
+        f"{', but not on hosts that each of them could take' if elsewhere else ''}. "
+        "Use fewer or smaller ones, or more hosts."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_job import small_job
+from workers import ray_cluster
 from workers.host_kinds import HOSTS_LABEL, choices_of_hosts, hosts_for
 
 # In a process of its own: a test process has one Ray, without other nodes.
@@ -47,6 +48,7 @@ show(jobs[0])
 """
 
 
+GIB = 1 << 30
 SHARD, TRAINER = {"CPU": 1.0, "memory": 2.0}, {"CPU": 1.0, "GPU": 1.0}
 
 
@@ -75,6 +77,16 @@ def test_processes_go_to_hosts_of_their_own_as_far_as_there_is_room_on_them() ->
     assert own == [{HOSTS_LABEL: "shards"}] * 3 + [shared] * 2 + [shared] * 2
     assert any_host == [hosts_for("shards")] * 5 + [hosts_for("trainers")] * 2
     assert choices_of_hosts([], [{"CPU": 1.0}], hosts)[0] == [{HOSTS_LABEL: "trainers"}]
+
+
+@pytest.mark.parametrize(("cpus", "elsewhere"), [(2, False), (3, True)])
+def test_who_finds_no_room_is_told_whether_there_is_any(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, elsewhere: bool
+) -> None:
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": cpus, "memory": 2.0 * GIB})
+    message = ray_cluster._no_room([{"CPU": 1.0, "memory": 1.0 * GIB}, {"CPU": 2.0}])
+    assert f"ask for 3 CPUs, 0 GPUs and 1.00 GiB in all: free are {cpus}, 0 and 2.00 GiB" in message
+    assert ("not on hosts that each of them could take" in message) is elsewhere
 
 
 @pytest.mark.slow
