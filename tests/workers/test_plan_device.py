@@ -228,12 +228,12 @@ def bytes_told(rank: int, meeting: str, told: Any) -> None:
     """What one of two trainers sends to the other's device for a lookup and its backward pass."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     sent = 0
-    gather, scatter = dist.all_gather, dist.all_to_all_single
+    gather, scatter = dist.all_gather_into_tensor, dist.all_to_all_single
 
-    def all_gather(parts: list[Tensor], mine: Tensor, **group: Any) -> Any:
+    def all_gather_into_tensor(found: Tensor, mine: Tensor, **group: Any) -> Any:
         nonlocal sent
         sent += mine.nbytes
-        return gather(parts, mine, **group)
+        return gather(found, mine, **group)
 
     def all_to_all_single(found: Tensor, parts: Tensor, **group: Any) -> Any:
         nonlocal sent
@@ -244,7 +244,8 @@ def bytes_told(rank: int, meeting: str, told: Any) -> None:
     store = DeviceStore(
         planned.tables(), CPU, None, ProcessPeers(), lambda host: [InProcessCarrier(host)] * 2
     )
-    dist.all_gather, dist.all_to_all_single = all_gather, all_to_all_single
+    dist.all_gather_into_tensor = all_gather_into_tensor
+    dist.all_to_all_single = all_to_all_single
     (name,) = store.specs
     output, _ = ask(store.table(name), rank)
     forward = sent
