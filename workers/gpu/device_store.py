@@ -45,7 +45,7 @@ from workers.gpu.device_peers import Alone, Peers, gathered_padded
 from workers.gpu.pooling import pool, weight_gradient
 from workers.gpu.row_gradients import RowGradients
 from workers.gpu.row_update import RowTensors, squared_norm, update_rows
-from workers.gpu.transfers import numbers_of
+from workers.gpu.transfers import numbers_of, transfers
 from workers.tensor_tables import TensorTable
 
 
@@ -115,14 +115,14 @@ class DeviceStore(StoreClient):
         """See `Original`."""
         for name, part in self._core.tables.items():
             for array, tensor in _pairs(part, self._rows[name]):
-                torch.from_numpy(array).copy_(tensor)
+                transfers(self.device).fill_array(array, tensor)
         return self.version
 
     def from_image(self) -> None:
         """See `Original`."""
         for name, part in self._core.tables.items():
             for array, tensor in _pairs(part, self._rows[name]):
-                tensor.copy_(torch.from_numpy(array))
+                transfers(self.device).fill_tensor(tensor, array)
         self._forget()
 
     def touched(self, table: str, since: int) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from memory_store.calls import Waiting
 from memory_store.reused_memory import ReusedMemory, allocate_with
 
+_PIECE_BYTES = 64 << 20  # of what has no page-locked memory of its own
 _SIZES_PER_OCTAVE = 1  # torch takes powers of two for page-locked memory
 
 
@@ -107,6 +108,32 @@ class Transfers:
         self._hold((event, array, None))
         return tensor
 
+    def fill_array(self, array: NDArray[Any], tensor: Tensor) -> None:
+        """Copy a tensor into an array, of its shape and type and however large: the next piece comes while one is stored."""
+        coming: tuple[slice, Waiting[Sequence[NDArray[Any]]]] | None = None
+        for piece in [*_pieces(tensor), None]:
+            begun = (piece, self.to_host(tensor[piece])) if piece is not None else None
+            if coming is not None:
+                there, wait = coming
+                torch.from_numpy(array[there]).copy_(torch.from_numpy(wait()[0]))
+            coming = begun
+
+    def fill_tensor(self, tensor: Tensor, array: NDArray[Any]) -> None:
+        """The other way round. The array may be written to again."""
+        if self._streams is None:
+            tensor.copy_(torch.from_numpy(array))
+            return
+        before: Event | None = None
+        for piece in _pieces(tensor):
+            staged = self._memory.empty(array[piece].shape, array.dtype)
+            torch.from_numpy(staged).copy_(torch.from_numpy(array[piece]))
+            arrived, event = self._streams.to_device(torch.from_numpy(staged))
+            self._hold((event, staged, None))
+            tensor[piece].copy_(arrived)
+            if before is not None:
+                before.synchronize()  # or a fast host would lock the whole array's size of memory
+            before = event
+
     def _begin_to_host(self, streams: CopyStreams, tensor: Tensor) -> tuple[Event, NDArray[Any]]:
         array = self._memory.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         event = streams.to_host(tensor, torch.from_numpy(array))
@@ -117,6 +144,11 @@ class Transfers:
         """Hold what copies need that have begun, and let go of what has arrived."""
         with self._lock:
             self._on_its_way = [copy for copy in (*self._on_its_way, *begun) if not copy[0].query()]
+
+
+def _pieces(tensor: Tensor) -> list[slice]:
+    rows = max(1, _PIECE_BYTES * len(tensor) // max(1, tensor.nbytes))
+    return [slice(first, first + rows) for first in range(0, len(tensor), rows)]
 
 
 class CudaStreams:

@@ -13,8 +13,10 @@ from memory_store import NonFiniteGradientError, OptimizerSpec, UsageError, in_p
 from memory_store.statistics import access_report, clear_accesses, touched_share
 from tests.memory_store.written_cuts import write_cut
 from tests.small_job import table_content
+from tests.workers.gpu.held_streams import HeldStreams
 from tests.workers.gpu.histories import CPU, History, ordinary, small_table
 from workers.gpu.device_store import DeviceStore
+from workers.gpu.transfers import Transfers
 from workers.lookup import begin_lookup
 
 
@@ -47,17 +49,25 @@ def test_norms_and_clipping_are_those_of_the_shards() -> None:
         history.store.step({})
 
 
-def test_cuts_go_from_the_device_to_shards_and_back(tmp_path: Path) -> None:
-    trained = on_device(4)
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuts_go_from_the_device_to_shards_and_back(
+    slow: bool, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slow:  # tables cross in many pieces
+        copies = Transfers(HeldStreams())
+        monkeypatch.setattr("workers.gpu.device_store.transfers", lambda device: copies)
+        monkeypatch.setattr("workers.gpu.transfers._PIECE_BYTES", 5000)
+    trained = on_device(4, dtype=dtype)
     for steps in (1, 30, 1, 5):  # two of all rows, then of what was touched since
         trained.run(steps)
         cut = write_cut(trained.store, tmp_path / "device")
-    shards = ordinary(0, 3)
+    shards = ordinary(0, 3, dtype=dtype)
     shards.store.load_cut(str(cut), trained.store.version)
     assert torch.equal(shards.everything(), trained.everything())
     again = write_cut(shards.store, tmp_path / "shards")
     assert table_content(again) == table_content(cut)
-    fresh = on_device(9)
+    fresh = on_device(9, dtype=dtype)
     fresh.store.load_cut(str(again), shards.store.version)
     assert fresh.store.version == trained.store.version
     trained.random, trained.seen = np.random.default_rng(9), []

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memory_store import StoreClient, StoreError, in_process_store
 from memory_store.lookups import added_sums, joined_rows
 from memory_store.reused_memory import SMALL_BYTES, ReusedMemory
-from tests.workers.gpu.held_streams import HeldStreams
+from tests.workers.gpu.held_streams import HeldEvent, HeldStreams
 from tests.workers.gpu.histories import CPU, History, ordinary, small_table
 from workers.gpu.cached_table import CachedTable
 from workers.gpu.transfers import Transfers, transfers
@@ -130,6 +130,50 @@ def test_the_same_blocks_serve_step_after_step_and_larger_ones_when_more_comes()
         blocks = step(rows)
         assert blocks <= 4
     assert step(5000) > blocks
+
+
+@pytest.mark.parametrize("shape", [(1000, 16), (1000,), (3, 16), (0, 16), (10, 0), (1, 4000)])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("device", ["slow", "cpu"])
+def test_large_arrays_cross_in_pieces(
+    shape: tuple[int, ...], dtype: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.gpu.transfers._PIECE_BYTES", 10_000)
+    streams = HeldStreams()
+    copies = Transfers(streams if device == "slow" else None)
+    numbers = np.random.default_rng(0).integers(-100, 100, shape).astype(dtype)
+    array, tensor = numbers.copy(), torch.full(shape, 101, dtype=getattr(torch, dtype))
+    copies.fill_tensor(tensor, array)
+    assert torch.equal(tensor, torch.from_numpy(numbers))
+    array.fill(0)  # which was read already
+    assert len(streams.pending) <= 2
+    copies.fill_tensor(tensor.clone(), array)  # in memory that is not on its way
+    streams.catch_up()
+    copies.fill_array(array, tensor)
+    assert (array == numbers).all()
+    assert not streams.pending
+    assert len(streams.blocks) <= 5  # of a piece that is copied and those on their way, each way
+
+
+def test_of_large_arrays_one_piece_is_on_its_way_while_the_other_is_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.gpu.transfers._PIECE_BYTES", 4000)
+    streams = HeldStreams()
+    under_way: list[int] = []
+    catch_up = streams.catch_up
+
+    def counted(last: HeldEvent | None = None) -> None:
+        under_way.append(len(streams.pending))
+        catch_up(last)
+
+    monkeypatch.setattr(streams, "catch_up", counted)
+    copies, array, tensor = Transfers(streams), np.zeros(5000, np.float32), torch.ones(5000)
+    copies.fill_array(array, tensor)
+    assert under_way == [2, 2, 2, 2, 1]
+    under_way.clear()
+    copies.fill_tensor(tensor, array)
+    assert under_way == [2, 2, 2, 2]
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
