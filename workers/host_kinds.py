@@ -7,12 +7,13 @@ shards: a host with accelerators and one with much memory then do what each of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 HOSTS_LABEL = "pkm.hosts"
-_KEPT_FOR_NONE = {HOSTS_LABEL: "!in(shards,trainers)"}
 
 Kind = Literal["shards", "trainers"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_KEPT_FOR_NONE = {HOSTS_LABEL: f"!in({','.join(_KINDS)})"}
 Asked = dict[str, float]  # by one process, of each resource
 
 
@@ -25,7 +26,7 @@ def hosts_for(kind: Kind) -> dict[str, str]:
 def choices_of_hosts(
     shards: list[Asked], trainers: list[Asked], nodes: Iterable[Mapping[str, Any]]
 ) -> list[list[dict[str, str]]]:
-    """Selectors for all shards and then all trainers, and others to take turns with them.
+    """One selector for each shard and then each trainer, in one or two ways that take turns until there is a place.
 
     Ray gives a process the host that has most memory free, and doesn't take it back if another then finds none. So where
     some hosts are kept for one kind and others are not, as many processes as these could ever take are first sent to the
@@ -37,7 +38,7 @@ def choices_of_hosts(
     """
     hosts = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
     any_host = [hosts_for("shards")] * len(shards) + [hosts_for("trainers")] * len(trainers)
-    if len({node["Labels"].get(HOSTS_LABEL) in ("shards", "trainers") for node in hosts}) < 2:
+    if len({node["Labels"].get(HOSTS_LABEL) in _KINDS for node in hosts}) < 2:
         return [any_host]
     return [
         _own_hosts_first("shards", shards, hosts) + _own_hosts_first("trainers", trainers, hosts),

@@ -6,8 +6,6 @@ All processes of a job are in one placement group: first its shards, then its tr
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from workers.job_spec import JobSpec
 
 _OBJECT_STORE_BYTES = 100 << 20  # nothing that counts goes through it
 _LOOK_S = 1  # Ray knows whole seconds
-_SAME_HOSTS_S = 10  # for which a place is waited for before other hosts are asked, if there is a choice
+_TURN_S = 10  # for which a place on one choice of hosts is waited for; hosts come and go meanwhile
 _embedded_for = 0  # CPUs of the Ray that this process has started for itself
 
 
@@ -92,26 +90,35 @@ def place(
     shards = shard_bundles(job.tables(), job.store.shards) if job.shard_processes() else []
     trainer = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
     trainers = [trainer] * job.train.trainers
-    deadline = time.monotonic() + timeout_s
-    choices = choices_of_hosts(shards, trainers, ray.nodes())  # type: ignore[no-untyped-call]
-    for hosts in itertools.cycle(choices):
-        place: PlacementGroup = placement_group(
+
+    def hosts_in_turn(turn: int) -> list[dict[str, str]]:
+        choices = choices_of_hosts(shards, trainers, ray.nodes())  # type: ignore[no-untyped-call]
+        return choices[turn % len(choices)]
+
+    def ask(hosts: list[dict[str, str]]) -> PlacementGroup:
+        group: PlacementGroup = placement_group(
             shards + trainers, strategy="SPREAD", name=namespace, bundle_label_selector=hosts
         )
-        other_hosts_at = time.monotonic() + (_SAME_HOSTS_S if len(choices) > 1 else math.inf)
-        while not place.wait(_LOOK_S):
-            if given_up():
+        return group
+
+    deadline = time.monotonic() + timeout_s
+    turn, turn_ends = 0, time.monotonic() + _TURN_S
+    hosts = hosts_in_turn(turn)
+    place = ask(hosts)
+    while not place.wait(_LOOK_S):
+        if given_up():
+            remove_placement_group(place)
+            return None
+        if time.monotonic() > deadline:
+            remove_placement_group(place)
+            raise StoreError(_no_room(shards + trainers))
+        if time.monotonic() > turn_ends:
+            turn, turn_ends = turn + 1, time.monotonic() + _TURN_S
+            other_hosts = hosts_in_turn(turn)
+            if other_hosts != hosts:
                 remove_placement_group(place)
-                return None
-            if time.monotonic() > deadline:
-                remove_placement_group(place)
-                raise StoreError(_no_room(shards + trainers))
-            if time.monotonic() > other_hosts_at:
-                remove_placement_group(place)
-                break
-        else:
-            return place
-    raise AssertionError  # a cycle has no end
+                hosts, place = other_hosts, ask(other_hosts)
+    return place
 
 
 def _no_room(bundles: list[dict[str, float]]) -> str:

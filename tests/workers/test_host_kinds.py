@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,45 @@ def test_processes_go_to_hosts_of_their_own_as_far_as_there_is_room_on_them() ->
     assert own == [{HOSTS_LABEL: "shards"}] * 3 + [shared] * 2 + [shared] * 2
     assert any_host == [hosts_for("shards")] * 5 + [hosts_for("trainers")] * 2
     assert choices_of_hosts([], [{"CPU": 1.0}], hosts)[0] == [{HOSTS_LABEL: "trainers"}]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A placement group, ready if its selectors are `accepted`."""
+
+    hosts: list[dict[str, str]]
+    accepted: list[dict[str, str]]
+
+    def wait(self, seconds: int) -> bool:
+        return self.hosts == self.accepted
+
+
+def test_who_waits_for_a_place_asks_again_where_hosts_have_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = small_job(tmp_path, store__carrier="auto", store__shards=1, train__trainers=1)
+    ample = {"CPU": 9, "memory": 2.0**40}
+    any_only = [host(None, **ample)]
+    both = [*any_only, host("shards", **ample)]
+    seen = iter([any_only, any_only, both])
+    own, any_host = choices_of_hosts([{"CPU": 1.0}], [{"CPU": 1.0}], both)
+    asked: list[Asked] = []
+    removed: list[Asked] = []
+
+    def placement_group(
+        bundles: object, *, bundle_label_selector: list[dict[str, str]], **_: object
+    ) -> Asked:
+        asked.append(Asked(bundle_label_selector, own))
+        return asked[-1]
+
+    monkeypatch.setattr(ray_cluster, "_TURN_S", 0)
+    monkeypatch.setattr("ray.nodes", lambda: next(seen, both))
+    monkeypatch.setattr(ray_cluster, "placement_group", placement_group)
+    monkeypatch.setattr(ray_cluster, "remove_placement_group", removed.append)
+    place = ray_cluster.place(job, "job", gpus=False, timeout_s=60, given_up=lambda: False)
+    assert [one.hosts for one in asked] == [any_host, own]  # not once more while nothing had changed
+    assert place is asked[-1]
+    assert removed == asked[:-1]
 
 
 @pytest.mark.parametrize(("cpus", "elsewhere"), [(2, False), (3, True)])
